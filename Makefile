@@ -1,0 +1,65 @@
+# What a developer runs. `make help` lists the targets; every one works from a fresh clone.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-all bench samples clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: $(VENV)/.installed  ## train, audit, harden, audit, explain and compare on real digits; prints the page's path
+	@$(BIN)/robustcv demo
+
+test: $(VENV)/.installed-test  ## everything the project checks: lint, types, tests (20 min at most)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not every_case"
+
+check: $(VENV)/.installed-test  ## the fast part of `make test` (90 s at most)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow and not every_case and not browser"
+
+test-all: $(VENV)/.installed-test  ## every case of every table (80 min at most)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: .venv-bench/.installed  ## measure against the usual tools, in an environment of its own
+	.venv-bench/bin/python benchmarks/run.py
+
+samples: $(VENV)/.installed  ## render the published sample pages again
+	$(BIN)/python reports/samples/make_samples.py
+
+clean:           ## remove environments and caches, keep reports
+	rm -rf .venv .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# -- environments: made once, made again only when the pins or the metadata change ---------------------------------
+
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "make: robustcv needs Python 3.11 to 3.13; $$($(PYTHON) --version 2>&1) found. Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "make: $(PYTHON) cannot make virtual environments: install the package python3-venv (Debian, Ubuntu) and run make again"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+
+$(VENV)/.installed: constraints.txt pyproject.toml | $(VENV)/bin/uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraints constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraints constraints.txt --editable '.[test]'
+	@touch $@
+
+.venv-bench/.installed: constraints-bench.txt pyproject.toml | $(VENV)/bin/uv
+	$(PYTHON) -m venv .venv-bench
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-bench/bin/python --constraints constraints-bench.txt --editable . -r benchmarks/requirements.txt
+	@touch $@
