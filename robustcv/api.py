@@ -1,0 +1,469 @@
+"""The verbs as functions. Each returns a `Run`; with ``out`` it also writes the run folder and its page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustcv import runs
+from robustcv.records import Record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustcv.data import Images
+    from robustcv.runtime import Progress
+    from robustcv.verbs.prepare import Result
+
+Eps = float | str | Sequence[float | str]
+MethodOptions = Mapping[str, Mapping[str, Any]] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its record, its files, and where they were written.
+
+    The record's fields are the run's own: ``run.metrics``, ``run.passes.forward``. In a notebook the run shows its
+    page.
+    """
+
+    record: Record
+    files: Mapping[str, bytes] = field(repr=False)
+    folder: Path | None = None
+    classifier: "nn.Module | None" = field(default=None, repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "record":
+            raise AttributeError(name)
+        return getattr(self.record, name)
+
+    @property
+    def page(self) -> Path | None:
+        """The HTML page; None for a run that was not written."""
+        return None if self.folder is None else self.folder / "report.html"
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the run to an empty folder; gives the path of its page."""
+        runs.open_folder(Path(folder), resume=False, fingerprint="")
+        return _write(Path(folder), self.record, self.files)
+
+    def _repr_html_(self) -> str:
+        from robustcv import report
+
+        return report.notebook(self.record, self.files)
+
+
+def audit(
+    model: Any,
+    images: Any,
+    labels: Any = None,
+    *,
+    weights: str | None = None,
+    data_dir: str | None = None,
+    split: str = "test",
+    resize: int | None = None,
+    n: int | None = None,
+    norm: str = "linf",
+    eps: Eps = "8/255",
+    sweep: bool = True,
+    attacks: Sequence[str] = ("fgsm", "pgd"),
+    explain: Sequence[str] = ("integrated_gradients",),
+    cases: int = 16,
+    set: MethodOptions = (),
+    fail_under: Mapping[str, float] | Sequence[str] = (),
+    seed: int = 0,
+    batch_size: int = 128,
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Measure how often a classifier is right, how easily it is broken, and show what it looks at.
+
+    Clean accuracy and calibration; robust accuracy as the worst case per image over all attacks, at each eps of a
+    sweep, every success checked again on the plain classifier; heat maps of clean and attacked images.
+
+    Parameters
+    ----------
+    model
+        A run folder, torchvision:NAME, or py:FILE:FUNCTION, which returns a module from [0, 1] images to logits.
+    images
+        A data set by name (digits, shapes, cifar10, cifar100, mnist, fashion-mnist), a folder or tar archive of
+        split/class/image, or from Python a tensor, Dataset or DataLoader.
+    labels
+        True classes, for a tensor of images.
+    weights
+        File with the weights: safetensors, or a torch file that holds nothing but tensors.
+    data_dir
+        Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
+    split
+        Which part of the data: test, train or val.
+    resize
+        Make images this many pixels square.
+    n
+        Number of images, drawn class by class; the same n and seed give the same images. All where not given.
+    norm
+        linf or l2.
+    eps
+        Radius of the ball in units of [0, 1], such as 8/255; the first one given is the headline.
+    sweep
+        Also try 1/4, 1/2, 2 and 4 times the largest eps, for the curve.
+    attacks
+        Attacks to run; `robustcv list attacks`.
+    explain
+        Explanation methods for the cases shown; `robustcv list explainers`.
+    cases
+        Images shown on the page: half drawn by the seed, half those broken at the smallest eps.
+    set
+        Options of methods, such as pgd.steps=50.
+    fail_under
+        Gates, such as robust_accuracy=0.4: exit 3 when the interval lies below, 4 when it straddles.
+    seed
+        Seed of every random choice.
+    batch_size
+        Images a block.
+    device
+        auto, cpu, cuda or cuda:N.
+    out
+        The run folder. From Python, None writes nothing.
+    resume
+        Go on with the interrupted run in that folder.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals())
+    from robustcv.verbs.audit import audit as verb
+
+    return _run("audit", options, out, resume, quiet, model, images, labels, verb)
+
+
+def train(
+    images: Any,
+    labels: Any = None,
+    *,
+    model: str = "small_cnn",
+    data_dir: str | None = None,
+    resize: int | None = None,
+    epochs: int = 12,
+    objective: str = "standard",
+    eps: Eps = "8/255",
+    norm: str = "linf",
+    steps: int = 7,
+    optimizer: str = "adam",
+    learning_rate: float = 3e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "one-cycle",
+    augment: Sequence[str] | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Train a classifier, keep its best validation epoch, and read the test split once.
+
+    Parameters
+    ----------
+    images
+        A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
+    labels
+        True classes, for a tensor of images.
+    model
+        Architecture: small_cnn or cifar_resnet20.
+    data_dir
+        Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
+    resize
+        Make images this many pixels square.
+    epochs
+        Passes over the training images.
+    objective
+        standard, or pgd-at to train on attacked images.
+    eps
+        Radius that pgd-at trains against.
+    norm
+        Norm that pgd-at trains against.
+    steps
+        Steps of the attack that pgd-at trains against.
+    optimizer
+        adam or sgd.
+    learning_rate
+        Highest learning rate of the schedule.
+    weight_decay
+        Decay of the weights, decoupled for adam.
+    schedule
+        one-cycle or cosine.
+    augment
+        Of crop, flip, rotate, or none; by default crop, and flip where a mirrored image keeps its class.
+    batch_size
+        Images a step.
+    seed
+        Seed of every random choice.
+    device
+        auto, cpu, cuda or cuda:N.
+    out
+        The run folder. From Python, None writes nothing.
+    resume
+        Go on with the interrupted run in that folder, from its last finished epoch.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals(), keep=("model",))
+    from robustcv.verbs.train import check_training_options
+    from robustcv.verbs.train import train as verb
+
+    check_training_options(options)
+
+    def call(model: Any, images: Any, labels: Any, **rest: Any) -> "Result":
+        return verb(images, labels, **rest)
+
+    return _run("train", options, out, resume, quiet, model, images, labels, call)
+
+
+def harden(
+    model: Any,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    data_dir: str | None = None,
+    resize: int | None = None,
+    objective: str = "pgd-at",
+    epochs: int = 5,
+    eps: Eps = "8/255",
+    norm: str = "linf",
+    steps: int = 7,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    schedule: str = "one-cycle",
+    augment: Sequence[str] | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Fine-tune a trained classifier on attacked images, and keep the epoch that is most robust on validation images.
+
+    Parameters
+    ----------
+    model
+        Run folder of the trained classifier.
+    images
+        Training data; by default what the model was trained on.
+    labels
+        True classes, for a tensor of images.
+    data_dir
+        Where copies of published data sets lie.
+    resize
+        Make images this many pixels square.
+    objective
+        pgd-at, or standard to go on without attacks.
+    epochs
+        Passes over the training images.
+    eps
+        Radius to train against, in units of [0, 1].
+    norm
+        linf or l2.
+    steps
+        Steps of the attack in training.
+    optimizer
+        adam or sgd.
+    learning_rate
+        Highest learning rate of the schedule.
+    weight_decay
+        Decay of the weights, decoupled for adam.
+    schedule
+        one-cycle or cosine.
+    augment
+        Of crop, flip, rotate, or none.
+    batch_size
+        Images a step.
+    seed
+        Seed of every random choice; the validation split of the same seed is held out again.
+    device
+        auto, cpu, cuda or cuda:N.
+    out
+        The run folder. From Python, None writes nothing.
+    resume
+        Go on with the interrupted run in that folder, from its last finished epoch.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals())
+    from robustcv.verbs.harden import harden as verb
+    from robustcv.verbs.train import check_training_options
+
+    check_training_options(options)
+    return _run("harden", options, out, resume, quiet, model, images, labels, verb)
+
+
+def explain(
+    model: Any,
+    images: Any,
+    labels: Any = None,
+    *,
+    methods: Sequence[str] = ("integrated_gradients", "gradient_shap", "partition_shap"),
+    weights: str | None = None,
+    data_dir: str | None = None,
+    split: str = "test",
+    resize: int | None = None,
+    n: int | None = 8,
+    set: MethodOptions = (),
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Show what a classifier looks at, by several methods, each map with its completeness gap.
+
+    Parameters
+    ----------
+    model
+        A run folder, torchvision:NAME, or py:FILE:FUNCTION.
+    images
+        A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
+    labels
+        True classes, for a tensor of images.
+    methods
+        Explanation methods; `robustcv list explainers`.
+    weights
+        File with the weights: safetensors, or a torch file that holds nothing but tensors.
+    data_dir
+        Where copies of published data sets lie.
+    split
+        Which part of the data: test, train or val.
+    resize
+        Make images this many pixels square.
+    n
+        Number of images, drawn class by class.
+    set
+        Options of methods, such as integrated_gradients.steps=64.
+    seed
+        Seed of every random choice.
+    batch_size
+        Images explained at a time.
+    device
+        auto, cpu, cuda or cuda:N.
+    out
+        The run folder. From Python, None writes nothing.
+    resume
+        Accepted for a folder that an interrupted run has left; the work is done again.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals())
+    from robustcv.verbs.explain import explain as verb
+
+    return _run("explain", options, out, resume, quiet, model, images, labels, verb)
+
+
+def compare(
+    run_a: Path | str,
+    run_b: Path | str,
+    *,
+    names: Sequence[str] | None = None,
+    force: bool = False,
+    out: Path | str | None = None,
+) -> Run:
+    """Compare two audits of the same images, image by image; the first is the baseline.
+
+    Parameters
+    ----------
+    run_a
+        Folder of the baseline's audit.
+    run_b
+        Folder of the other audit.
+    names
+        What to call the two on the page.
+    force
+        Compare the images in common where the sets differ; the page says so.
+    out
+        The run folder. From Python, None writes nothing.
+    """
+    from robustcv.verbs.compare import compare as verb
+
+    if out is not None:
+        runs.open_folder(Path(out), resume=False, fingerprint="")
+    pair = None if names is None else (str(names[0]), str(names[1]))
+    result = verb(Path(run_a), Path(run_b), names=pair, force=force)
+    return _finish(result, out)
+
+
+def load_classifier(spec: str, weights: str | None = None) -> "nn.Module":
+    """Load a classifier: a run folder, torchvision:NAME or py:FILE:FUNCTION; see `audit`."""
+    from robustcv.models import load
+
+    return load(spec, weights).classifier
+
+
+def load_images(spec: str, split: str = "test", n: int | None = None, seed: int = 0) -> "Images":
+    """Load images by name or path, all of them or a stratified subset of n."""
+    from robustcv.data import load, stratified
+
+    images = load(spec, split=split)
+    return images if n is None else images.take(stratified(images.labels, n, seed))
+
+
+_NOT_OPTIONS = ("model", "images", "labels", "out", "resume", "quiet")
+
+
+def _options(arguments: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Take the options out of a verb's arguments: what the record keeps, with sequences as lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in arguments.items()
+        if name not in _NOT_OPTIONS or name in keep
+    }
+
+
+def _run(
+    verb: str,
+    options: dict[str, Any],
+    out: Path | str | None,
+    resume: bool,
+    quiet: bool,
+    model: Any,
+    images: Any,
+    labels: Any,
+    call: "Callable[..., Result]",
+) -> Run:
+    """Open the folder, run the verb, write what it gives; the one path all verbs share."""
+    from robustcv.runtime import Progress
+
+    progress: Progress = Progress(quiet=quiet)
+    state = runs.State(None)
+    if out is not None:
+        if resume and (Path(out) / "report.json").exists():
+            return Run(runs.load(out), runs.load_files(out), Path(out))
+        named = [text if isinstance(text, str) else type(text).__name__ for text in (model, images)]
+        mark = runs.fingerprint(verb, named, {k: v for k, v in options.items() if k not in ("device", "data_dir")})
+        state = runs.open_folder(Path(out), resume=resume, fingerprint=mark)
+    shown = {"model": model} if isinstance(model, str) else {}
+    shown |= {"images": images} if isinstance(images, str) else {}
+    result = call(model, images, labels, options={**options}, state=state, progress=progress)
+    result = type(result)(
+        result.record.model_copy(update={"options": {**shown, **result.record.options}}),
+        result.files,
+        result.classifier,
+    )
+    run = _finish(result, out)
+    state.clear()
+    return run
+
+
+def _finish(result: "Result", out: Path | str | None) -> Run:
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _write(folder, result.record, result.files)
+    return Run(result.record, result.files, folder, result.classifier)
+
+
+def _write(folder: Path, record: Record, files: Mapping[str, bytes]) -> Path:
+    from robustcv import report
+
+    runs.save(folder, record, files)
+    return report.write(folder)

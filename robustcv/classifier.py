@@ -1,0 +1,143 @@
+"""The one contract: a classifier takes images in [0, 1] and gives logits; `frozen` and `Tracked` are how it is used."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Classifier(nn.Module):
+    """Map images `n c h w` in [0, 1] to logits `n k`; resizing and normalisation happen inside.
+
+    Parameters
+    ----------
+    network
+        Takes normalised images, gives logits (not probabilities).
+    mean, std
+        Per channel, in units of [0, 1]; kept as buffers, so that they move and are saved with the weights.
+    size
+        Height and width the network wants; images of another size are resized (bilinear, antialiased). None: as given.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Compute logits; differentiable in the images."""
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            images = functional.interpolate(
+                images, self.size, mode="bilinear", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+@contextmanager
+def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
+    """Put a classifier in eval mode without parameter gradients, and leave it as it was found.
+
+    Every submodule's mode and every parameter's `requires_grad` are restored, also after an exception. Freezing the
+    parameters means that backward passes compute input gradients only.
+    """
+    modes = [(module, module.training) for module in classifier.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
+    try:
+        classifier.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield classifier
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Tracked(nn.Module):
+    """A classifier for one block of images that counts, remembers and stops, so that attacks need not.
+
+    It counts forward and backward passes per image, keeps each image's best candidate, and holds the mask of images
+    still in play. An attack asks `rows_in_play` at the top of each step and queries exactly those rows, in order.
+
+    Parameters
+    ----------
+    classifier
+        The classifier under attack.
+    images
+        The block's clean images, `n c h w`.
+    judge
+        ``judge(candidates, logits, rows) -> (broken, score)``: the caller's success rule (candidates outside the ball
+        are not successes) and how close each candidate is to success (lower is closer, below 0 when broken).
+    """
+
+    def __init__(self, classifier: nn.Module, images: Float[Tensor, "n c h w"], judge: Judge) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.judge = judge
+        n = len(images)
+        self.best = images.clone()
+        self.best_score = torch.full((n,), torch.inf, device=images.device)
+        self.in_play: Bool[Tensor, " n"] = torch.ones(n, dtype=torch.bool, device=images.device)
+        self.forwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
+        self.backwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
+        self._asked: Tensor | None = None
+
+    @property
+    def broken(self) -> Bool[Tensor, " n"]:
+        """Which images some candidate has broken."""
+        return ~self.in_play
+
+    def rows(self) -> Int64[Tensor, " m"]:
+        """Give the rows still in play, and remember that the next query is about them."""
+        self._asked = self.in_play.nonzero().squeeze(1)
+        return self._asked
+
+    def forward(self, candidates: Float[Tensor, "m c h w"]) -> Float[Tensor, "m k"]:
+        """Query the classifier about the rows asked for last."""
+        rows = self._asked
+        if rows is None or len(rows) != len(candidates):
+            raise RuntimeError(
+                f"Tracked: {0 if rows is None else len(rows)} rows are in play but {len(candidates)} images were "
+                "queried; call rows_in_play(classifier, n) at the top of each step and query exactly those rows"
+            )
+        logits: Tensor = self.classifier(candidates)
+        self.forwards[rows] += 1
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._count_backward(rows))
+        with torch.no_grad():
+            broken, score = self.judge(candidates.detach(), logits.detach(), rows)
+            better = score < self.best_score[rows]
+            self.best[rows[better]] = candidates.detach()[better]
+            self.best_score[rows[better]] = score[better]
+            self.in_play[rows[broken]] = False
+        return logits
+
+    def _count_backward(self, rows: Tensor) -> None:
+        self.backwards[rows] += 1
+
+
+def rows_in_play(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> Int64[Tensor, " m"]:
+    """Give the rows an attack should query now: those still in play, or all of them for a plain module."""
+    if isinstance(classifier, Tracked):
+        return classifier.rows()
+    return torch.arange(len(images), device=images.device)

@@ -1,0 +1,329 @@
+"""Images with labels and class names: `ImageSet` in memory, `ImageStream` decoded on the way; one interface."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from robustcv.errors import UserError
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class Images(Protocol):
+    """What training and evaluation need of a set of images, wherever it lives."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def flippable(self) -> bool: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def __len__(self) -> int: ...
+    def take(self, rows: Tensor) -> "Images": ...
+    def in_memory(self) -> "ImageSet": ...
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Batches: ...
+
+
+def to_float(images: Tensor) -> Float[Tensor, "n c h w"]:
+    """Bring uint8 pixels to float32 in [0, 1]; floats pass."""
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory.
+
+    Parameters
+    ----------
+    images
+        ``n c h w``: uint8, or float32 in [0, 1] where the pixels are not 8-bit.
+    labels
+        ``n``, integers below ``len(class_names)``.
+    flippable
+        A mirrored image keeps its class; true of photographs, not of digits.
+    masks
+        ``n h w`` bool, True on the pixels that decide the class, where that is known.
+    indices
+        Position of each image in the whole split.
+    """
+
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    class_names: tuple[str, ...]
+    name: str = "images"
+    split: str = "test"
+    flippable: bool = True
+    masks: Tensor | None = field(default=None, repr=False)
+    indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.images)
+        if n == 0 or len(self.labels) != n or self.images.ndim != 4:
+            raise UserError(
+                "RCV-E010",
+                f"{self.name}: {n} images of shape {tuple(self.images.shape[1:])} with {len(self.labels)} labels",
+                "every image needs one label, and there must be at least one image of shape c h w",
+                "pass images as n c h w and labels as n",
+            )
+        if self.images.dtype != torch.uint8 and not (0 <= self.images.min() and self.images.max() <= 1):
+            low, high = self.images.min().item(), self.images.max().item()
+            raise UserError(
+                "RCV-E011",
+                f"{self.name}: images must lie in [0, 1], got [{low:.3g}, {high:.3g}]",
+                "eps is measured in units of [0, 1]; normalised images would make it meaningless",
+                "pass images in [0, 1] (or uint8) and put the normalisation into the classifier: rc.Classifier(...)",
+            )
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
+            raise UserError(
+                "RCV-E012",
+                f"{self.name}: labels run from {int(self.labels.min())} to {int(self.labels.max())} "
+                f"but there are {len(self.class_names)} classes",
+                "a label without a class cannot be judged",
+                "use labels 0 to K-1 and name K classes",
+            )
+        if len(self.indices) == 0:
+            object.__setattr__(self, "indices", torch.arange(n))
+            object.__setattr__(self, "total", n)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        c, h, w = self.images.shape[1:]
+        return int(c), int(h), int(w)
+
+    def take(self, rows: Int64[Tensor, " m"]) -> "ImageSet":
+        """Give the images of these rows, in this order; they remember their place in the whole split."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            masks=None if self.masks is None else self.masks[rows],
+            indices=self.indices[rows],
+        )
+
+    def in_memory(self) -> "ImageSet":
+        """Give itself."""
+        return self
+
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
+        """Yield float images in [0, 1] and labels, in the order given or as they stand."""
+        order = torch.arange(len(self)) if order is None else order
+        for rows in order.split(batch_size):
+            yield to_float(self.images[rows]), self.labels[rows]
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """Hash the pixels of each image; equal for equal pixels wherever they were read from."""
+        shape = str(self.shape).encode()
+        return [
+            hashlib.blake2b(shape + image.tobytes(), digest_size=8).hexdigest()
+            for image in self.images.contiguous().numpy()
+        ]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash pixels and labels of the whole set, in order."""
+        text = ",".join(f"{name}:{label}" for name, label in zip(self.hashes, self.labels.tolist(), strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ImageStream:
+    """Images decoded when they are needed, by workers, for sets that do not fit in memory.
+
+    Parameters
+    ----------
+    dataset
+        Gives ``(uint8 image c h w, label)`` for an index.
+    labels
+        The label of every index, known without decoding.
+    shape
+        Channels, height and width of every image.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        labels: Int64[Tensor, " n"],
+        class_names: tuple[str, ...],
+        shape: tuple[int, int, int],
+        *,
+        name: str,
+        split: str,
+        flippable: bool = True,
+        indices: Tensor | None = None,
+        workers: int = 2,
+    ) -> None:
+        self.dataset, self.class_names, self.shape = dataset, class_names, shape
+        self.name, self.split, self.flippable, self.workers = name, split, flippable, workers
+        self.all_labels = labels
+        self.indices = torch.arange(len(labels)) if indices is None else indices
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the images in this set."""
+        return self.all_labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, rows: Int64[Tensor, " m"]) -> "ImageStream":
+        """Give the stream of these rows; nothing is decoded yet."""
+        return ImageStream(
+            self.dataset,
+            self.all_labels,
+            self.class_names,
+            self.shape,
+            name=self.name,
+            split=self.split,
+            flippable=self.flippable,
+            indices=self.indices[rows],
+            workers=self.workers,
+        )
+
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
+        """Decode and yield float images in [0, 1] and labels, in the order given or as they stand."""
+        rows = self.indices if order is None else self.indices[order]
+        loader = DataLoader(
+            Subset(self.dataset, rows.tolist()), batch_size, num_workers=self.workers, collate_fn=_collate
+        )
+        for images, labels in loader:
+            yield to_float(images), labels
+
+    def in_memory(self) -> ImageSet:
+        """Decode everything; for a subset that is small enough."""
+        parts = [(images.mul(255).round().to(torch.uint8), labels) for images, labels in self.batches(64)]
+        return ImageSet(
+            torch.cat([images for images, _ in parts]),
+            torch.cat([labels for _, labels in parts]),
+            self.class_names,
+            self.name,
+            self.split,
+            self.flippable,
+            indices=self.indices,
+            total=len(self.all_labels),
+        )
+
+
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
+    for image, _ in items:
+        if isinstance(image, UserError):  # made in a worker, where raising it would bury it in a traceback
+            raise image
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+def stratified(labels: Int64[Tensor, " n"], n: int, seed: int) -> Int64[Tensor, " m"]:
+    """Choose n rows so that classes keep their shares; the same labels, n and seed give the same rows, sorted.
+
+    Raises
+    ------
+    UserError
+        If more rows are asked for than there are.
+    """
+    if not 0 < n <= len(labels):
+        raise UserError(
+            "RCV-E013",
+            f"{n} images were asked for, the set has {len(labels)}",
+            "a subset cannot be larger than the set, or empty",
+            f"use -n {len(labels)} or less, or leave -n out for all of them",
+        )
+    rng = np.random.default_rng(seed)
+    values = labels.numpy()
+    classes, counts = np.unique(values, return_counts=True)
+    exact = counts * n / len(values)
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(-(exact - quota), kind="stable")[: n - quota.sum()]] += 1
+    chosen = [
+        rng.permutation(np.flatnonzero(values == label))[:k] for label, k in zip(classes, quota, strict=True)
+    ]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def split_rows(labels: Int64[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split rows in two, class by class; the second part holds ``share`` of them."""
+    second = stratified(labels, max(1, round(share * len(labels))), seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[second] = False
+    return rest.nonzero().squeeze(1), second
+
+
+def as_images(
+    images: Any, labels: Any = None, class_names: tuple[str, ...] | None = None, *, name: str = "images"
+) -> "Images":
+    """Take what a PyTorch user has: a tensor with labels, a Dataset, a DataLoader, or one of our own sets.
+
+    Parameters
+    ----------
+    images
+        Tensor ``n c h w`` in [0, 1] or uint8, Dataset or DataLoader of ``(image, label)``, `ImageSet`, `ImageStream`.
+    labels
+        Tensor or list, only with a tensor of images.
+    class_names
+        Names of the classes; taken from the data set's ``classes`` or numbered where missing.
+
+    Raises
+    ------
+    UserError
+        If the images are not in [0, 1], labels are missing, or items are not tensors.
+    """
+    if isinstance(images, ImageSet | ImageStream):
+        return images
+    if isinstance(images, Tensor):
+        if labels is None:
+            raise UserError(
+                "RCV-E014",
+                "images came without labels",
+                "accuracy is measured against the true classes",
+                "pass labels: rc.audit(model, images, labels)",
+            )
+        pixels, truth = images.detach().cpu(), torch.as_tensor(labels).cpu().long()
+    else:
+        source = images.dataset if isinstance(images, DataLoader) else images
+        loader = images if isinstance(images, DataLoader) else DataLoader(images, 256)
+        class_names = class_names or tuple(str(each) for each in getattr(source, "classes", ())) or None
+        parts = [(part.detach().cpu(), truth.cpu()) for part, truth in _pairs(loader)]
+        pixels = torch.cat([part for part, _ in parts])
+        truth = torch.cat([part for _, part in parts]).long()
+    if class_names is None:
+        class_names = tuple(str(k) for k in range(int(truth.max()) + 1))
+    return ImageSet(_eight_bit(pixels), truth, class_names, name)
+
+
+def _pairs(loader: Callable[..., Any] | Any) -> Iterator[tuple[Tensor, Tensor]]:
+    for item in loader:
+        if not (isinstance(item, list | tuple) and len(item) >= 2 and isinstance(item[0], Tensor)):
+            raise UserError(
+                "RCV-E015",
+                f"the data gave {type(item).__name__} instead of a batch of (images, labels)",
+                "images must come as tensors in [0, 1] or uint8",
+                "add torchvision.transforms.ToTensor() to the data set, without Normalize",
+            )
+        yield item[0], torch.as_tensor(item[1])
+
+
+def _eight_bit(images: Tensor) -> Tensor:
+    """Store images that came from 8-bit files as 8-bit again: four times smaller, and the same hash as the files."""
+    if images.dtype == torch.uint8:
+        return images
+    images = images.to(torch.float32)
+    rounded = (images * 255).round()
+    if rounded.min() >= 0 and rounded.max() <= 255 and bool(((rounded / 255 - images).abs() < 1e-6).all()):
+        return rounded.to(torch.uint8)
+    return images

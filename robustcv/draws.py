@@ -1,0 +1,73 @@
+"""Random numbers that belong to an image: counter-based, so that they depend on its seed alone.
+
+A draw is a hash of (seed, stream, position). Batch size, batch mates, the number of processes and a resume cannot
+change it, and no global generator is read or moved.
+"""
+
+import hashlib
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def image_seed(seed: int, image_hash: str, purpose: str) -> int:
+    """Derive the seed of one image for one purpose (a method's name, a restart) from the run's seed."""
+    digest = hashlib.blake2b(f"{seed}:{image_hash}:{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def image_seeds(seed: int, hashes: list[str], purpose: str) -> Int64[Tensor, " n"]:
+    """Derive one seed per image; see `image_seed`."""
+    return torch.tensor([image_seed(seed, name, purpose) for name in hashes], dtype=torch.int64)
+
+
+def fresh_seeds(n: int) -> Int64[Tensor, " n"]:
+    """Give seeds 0 to n-1, for a caller who passes none: the result is then a function of the position."""
+    return torch.arange(n, dtype=torch.int64)
+
+
+def _wrap(value: int) -> int:
+    """Bring a Python integer to 64 bits with sign, as torch's arithmetic would."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    return (value >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts the sign in; a hash needs zeros
+
+
+def _splitmix(value: Tensor) -> Tensor:
+    """Mix 64 bits (Steele, Lea and Flood 2014, SplitMix64's finaliser); integer overflow wraps, as it must."""
+    value = (value ^ _shift(value, 30)) * _MIX_1
+    value = (value ^ _shift(value, 27)) * _MIX_2
+    return value ^ _shift(value, 31)
+
+
+def uniform(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) -> Float[Tensor, "n ..."]:
+    """Draw uniform numbers in [0, 1), ``shape`` of them for each image.
+
+    Parameters
+    ----------
+    seeds
+        One per image.
+    shape
+        Shape of one image's draw.
+    stream
+        A different stream gives independent numbers for the same seed.
+    """
+    size = math.prod(shape)
+    position = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device)
+    start = _splitmix(seeds + _wrap((stream + 1) * _GOLDEN))
+    bits = _splitmix(start[:, None] + position * _GOLDEN)
+    return (_shift(bits, 40).to(torch.float32) / (1 << 24)).reshape(len(seeds), *shape)
+
+
+def normal(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) -> Float[Tensor, "n ..."]:
+    """Draw standard normal numbers, ``shape`` of them for each image (Box and Muller 1958)."""
+    radius = torch.sqrt(-2 * torch.log1p(-uniform(seeds, shape, 2 * stream)))
+    return radius * torch.cos(2 * math.pi * uniform(seeds, shape, 2 * stream + 1))

@@ -1,0 +1,37 @@
+"""The errors a user can cause: what happened, why it matters, how to fix it; and the exit codes."""
+
+import difflib
+from collections.abc import Iterable
+
+DONE, BUG, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class UserError(Exception):
+    """A mistake or a missing thing that the user can put right.
+
+    Parameters
+    ----------
+    code
+        Stable identifier, ``RCV-E...``; the table is in CONTRIBUTING.md.
+    what, why, fix
+        One line each. ``what`` names the file or option, ``fix`` says what to type.
+    """
+
+    def __init__(self, code: str, what: str, why: str, fix: str) -> None:
+        super().__init__(what)
+        self.code, self.what, self.why, self.fix = code, what, why, fix
+
+    def __str__(self) -> str:
+        return f"error {self.code}: {self.what}\n  {self.why}\n  fix: {self.fix}"
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Make the error for a name that is in no registry, with the nearest match."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return UserError(
+        "RCV-E001",
+        f"there is no {kind} called {name!r}",
+        f"known: {', '.join(names)}",
+        f"did you mean {near[0]!r}?" if near else f"pick one of the names above (`robustcv list {kind}s`)",
+    )

@@ -1,0 +1,1 @@
+"""What is concluded: methods run over images, counted and checked, into records."""

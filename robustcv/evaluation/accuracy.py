@@ -1,0 +1,96 @@
+"""Clean predictions, and what follows from them: accuracy overall and per class, calibration."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustcv import stats
+from robustcv.data import ImageSet
+from robustcv.records import CalibrationBin, Metric
+from robustcv.runtime import Advance
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of a set of images, with what was predicted and whether it was right; all on the CPU."""
+
+    logits: Float[Tensor, "n k"]
+    labels: Int64[Tensor, " n"]
+
+    @property
+    def classes(self) -> Int64[Tensor, " n"]:
+        """The predicted classes."""
+        return self.logits.argmax(1)
+
+    @property
+    def confidences(self) -> Float[Tensor, " n"]:
+        """Softmax probability of each predicted class."""
+        return self.logits.double().softmax(1).amax(1).float()
+
+    @property
+    def correct(self) -> Bool[Tensor, " n"]:
+        """Which images are right; one with a logit that is not finite never is."""
+        return (self.classes == self.labels) & self.logits.isfinite().all(1)
+
+
+def predict(
+    classifier: nn.Module,
+    images: ImageSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    advance: Advance = lambda _: None,
+) -> Predictions:
+    """Run a (frozen) classifier over images: one forward pass each."""
+    parts = []
+    with torch.no_grad():
+        for batch, _ in images.batches(batch_size):
+            parts.append(classifier(batch.to(device)).float().cpu())
+            advance(len(batch))
+    return Predictions(torch.cat(parts), images.labels)
+
+
+def proportion(name: str, hits: Tensor, **fields: str | float | None) -> Metric:
+    """Make the metric of a proportion from a mask, with its Wilson interval."""
+    count, n = int(hits.sum()), len(hits)
+    low, high = stats.wilson(count, n)
+    return Metric(name=name, n=n, count=count, low=low, high=high, **fields)  # type: ignore[arg-type]
+
+
+def calibration(predictions: Predictions, *, seed: int) -> tuple[Metric, tuple[CalibrationBin, ...]]:
+    """Compute the expected calibration error over 15 equal bins (Guo et al. 2017, equation 3), and the bins.
+
+    The interval is a percentile bootstrap over images, 1,000 resamples.
+    """
+    confidence = predictions.confidences.double().numpy()
+    correct = predictions.correct.numpy().astype(float)
+    low, high = stats.bootstrap(expected_calibration_error, confidence, correct, seed=seed)
+    error = expected_calibration_error(confidence, correct)
+    place = _bin_of(confidence)
+    bins = []
+    for k in range(BINS):
+        inside = place == k
+        n = int(inside.sum())
+        mean = float(confidence[inside].mean()) if n else 0.0
+        bins.append(
+            CalibrationBin(low=k / BINS, high=(k + 1) / BINS, n=n, correct=int(correct[inside].sum()), confidence=mean)
+        )
+    method = "percentile bootstrap over images, 1,000 resamples"
+    metric = Metric(name="calibration_error", n=len(correct), value=error, low=low, high=high, method=method)
+    return metric, tuple(bins)
+
+
+def _bin_of(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
+    """Average |accuracy - confidence| over the bins, weighted by the images in each."""
+    gaps = np.bincount(_bin_of(confidence), weights=confidence - correct, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(confidence))

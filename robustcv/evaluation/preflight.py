@@ -1,0 +1,117 @@
+"""Checks before an audit: what would make every number meaningless stops it, what would make one doubtful is raised."""
+
+import torch
+from torch import Tensor, nn
+
+from robustcv.data import ImageSet
+from robustcv.errors import UserError
+from robustcv.evaluation.accuracy import Predictions
+from robustcv.records import Check
+
+ROWS = 16
+
+
+def require_matching_classes(logits: Tensor, class_names: tuple[str, ...]) -> None:
+    """Stop where the classifier and the data disagree on the number of classes.
+
+    Raises
+    ------
+    UserError
+        If the output is not ``n k`` with one column per class.
+    """
+    if logits.ndim != 2 or logits.shape[1] != len(class_names):
+        raise UserError(
+            "RCV-E070",
+            f"the model gives outputs of shape {tuple(logits.shape)} but the data has {len(class_names)} classes",
+            "the labels cannot be compared, so no accuracy can be computed",
+            "use the model with the data it was trained on, in the same class order",
+        )
+
+
+def require_some_right(predictions: Predictions) -> None:
+    """Stop where not one image is classified correctly: there is nothing to break.
+
+    Raises
+    ------
+    UserError
+        If no image is right.
+    """
+    if not predictions.correct.any():
+        raise UserError(
+            "RCV-E071",
+            f"the model classifies none of the {len(predictions.labels)} images correctly",
+            "there is nothing for an attack to break; labels or preprocessing are probably wrong",
+            "check the class order, and that the normalisation is inside the model",
+        )
+
+
+def preflight(
+    classifier: nn.Module, images: ImageSet, predictions: Predictions, *, was_training: bool, device: torch.device
+) -> tuple[Check, ...]:
+    """Check a frozen classifier on a few images; each check gives its figure and what to do when raised.
+
+    Parameters
+    ----------
+    was_training
+        Whether the classifier came in training mode (it is judged in eval mode either way).
+    """
+    batch, labels = next(images.take(torch.arange(min(ROWS, len(images)))).batches(ROWS))
+    return (
+        _mode(was_training),
+        _logits(predictions.logits),
+        _finite(predictions.logits),
+        _beats_majority(predictions),
+        _deterministic(classifier, batch.to(device)),
+        _gradients(classifier, batch.to(device), labels.to(device)),
+    )
+
+
+def _check(name: str, fine: bool, figure: str, fix: str) -> Check:
+    return Check(check=name, status="pass" if fine else "raised", figure=figure, fix=None if fine else fix)
+
+
+def _mode(was_training: bool) -> Check:
+    figure = "came in training mode; judged in eval mode" if was_training else "eval"
+    return _check("eval mode", not was_training, figure, "call model.eval() before the audit")
+
+
+def _logits(logits: Tensor) -> Check:
+    sums = logits.sum(1)
+    probabilities = bool((logits >= 0).all() and ((sums - 1).abs() < 1e-4).all())
+    figure = "rows sum to 1 and none is negative" if probabilities else f"outputs from {logits.min():.3g} to {logits.max():.3g}"
+    fix = "remove the softmax at the end: on probabilities, gradient attacks saturate and report too much robustness"
+    return _check("logits", not probabilities, figure, fix)
+
+
+def _finite(logits: Tensor) -> Check:
+    bad = int((~logits.isfinite().all(1)).sum())
+    return _check("finite outputs", bad == 0, f"{bad} of {len(logits)} images give NaN or inf", "find where they arise")
+
+
+def _beats_majority(predictions: Predictions) -> Check:
+    n = len(predictions.labels)
+    majority = int(predictions.labels.bincount().max())
+    right = int(predictions.correct.sum())
+    figure = f"{right} of {n} right; always naming the commonest class gives {majority}"
+    return _check("better than the majority class", right > majority, figure, "check class order and preprocessing")
+
+
+def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
+    with torch.no_grad():
+        first, second = classifier(batch), classifier(batch)
+    gap = float((first - second).abs().max())
+    fix = "an attack against a random model must average over its randomness; the figures here are too high"
+    return _check("deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix)
+
+
+def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:
+    inputs = batch.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(classifier(inputs), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
+    if gradient is None:
+        dead = len(batch)
+    else:
+        size = gradient.flatten(1).abs().amax(1)
+        dead = int((~size.isfinite() | (size == 0)).sum())
+    fix = "gradient attacks cannot work here, so the robust accuracy is too high; try --set pgd.loss=margin"
+    return _check("usable gradients", dead == 0, f"zero or not finite for {dead} of {len(batch)} images", fix)

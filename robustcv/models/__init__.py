@@ -1,0 +1,164 @@
+"""What is judged: architectures by name in `ARCHITECTURES`, and classifiers from runs, torchvision and your own files."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcv.classifier import Classifier
+from robustcv.errors import UserError, unknown_name
+from robustcv.models import checkpoint
+from robustcv.models.cifar_resnet import cifar_resnet20
+from robustcv.models.small_cnn import small_cnn
+
+ARCHITECTURES = {"small_cnn": small_cnn, "cifar_resnet20": cifar_resnet20}
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier and what is known about it."""
+
+    classifier: nn.Module
+    source: str
+    architecture: str
+    description: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+
+
+def build(
+    architecture: str,
+    *,
+    classes: int,
+    size: int,
+    channels: int = 3,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> Classifier:
+    """Build an untrained classifier of a named architecture; normalisation inside."""
+    if architecture not in ARCHITECTURES:
+        raise unknown_name("architecture", architecture, ARCHITECTURES)
+    network = ARCHITECTURES[architecture](classes=classes, size=size, channels=channels)
+    return Classifier(network, mean=mean or [0.5] * channels, std=std or [0.25] * channels)
+
+
+def load(spec: Any, weights: str | None = None) -> Loaded:
+    """Load a classifier: a module, a run folder, ``torchvision:NAME`` or ``py:FILE:FUNCTION``.
+
+    Parameters
+    ----------
+    spec
+        An ``nn.Module`` is taken as it is. A run folder (or its model.safetensors) that robustcv wrote is loaded with
+        its description. ``torchvision:resnet50`` or ``torchvision:resnet50@IMAGENET1K_V2`` builds the network, with
+        ``weights`` from a file or else torchvision's own (downloaded once). ``py:FILE:FUNCTION`` runs FILE and calls
+        FUNCTION(), which returns a module from [0, 1] images to logits.
+    weights
+        A safetensors file or a torch file without code.
+    """
+    if isinstance(spec, nn.Module):
+        return Loaded(spec, "python object", type(spec).__name__)
+    kind, _, rest = str(spec).partition(":")
+    if kind == "torchvision" and rest:
+        return _from_torchvision(rest, weights)
+    if kind == "py" and rest:
+        return _from_file(rest, weights)
+    folder = Path(spec).expanduser()
+    folder = folder.parent if folder.name == "model.safetensors" else folder
+    if folder.is_dir():
+        return _from_run(folder)
+    if str(spec) in ARCHITECTURES:
+        raise UserError(
+            "RCV-E057",
+            f"{spec!r} is an architecture without weights",
+            "an untrained classifier has nothing to audit",
+            f"train it first (`robustcv train --model {spec} --data ...`) and give the run folder",
+        )
+    raise UserError(
+        "RCV-E058",
+        f"there is no model {str(spec)!r}",
+        "a model is a run folder, torchvision:NAME or py:FILE:FUNCTION",
+        "check --model; `robustcv list architectures` shows what can be trained",
+    )
+
+
+def _from_run(folder: Path) -> Loaded:
+    described = checkpoint.read_description(folder / "model.json")
+    normalisation = described["normalisation"]
+    classifier = build(
+        described["architecture"], **described["options"], mean=normalisation["mean"], std=normalisation["std"]
+    )
+    path = folder / "model.safetensors"
+    checkpoint.fill(classifier, checkpoint.load_weights(path), str(path))
+    names = tuple(described["class_names"])
+    return Loaded(classifier, folder.name, described["architecture"], described, names)
+
+
+def _from_torchvision(name: str, weights: str | None) -> Loaded:
+    import torchvision
+
+    name, _, version = name.partition("@")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    try:
+        if weights is None:
+            network = torchvision.models.get_model(name, weights=version or "DEFAULT")
+        else:
+            found = checkpoint.load_weights(weights)
+            network = torchvision.models.get_model(name, weights=None, num_classes=_classes_in(found, name))
+            checkpoint.fill(network, found, weights)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            "RCV-E059",
+            f"the weights of torchvision:{name} could not be had",
+            str(error).splitlines()[0][:200],
+            "go online once, or give a file with --weights",
+        ) from error
+    size = (299, 299) if name == "inception_v3" else (224, 224)
+    classifier = Classifier(network, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=size)
+    return Loaded(classifier, f"torchvision:{name}", name)
+
+
+def _classes_in(weights: dict[str, torch.Tensor], name: str) -> int:
+    """Read the number of classes off the last matrix of a state dict."""
+    matrices = [tensor for tensor in weights.values() if tensor.ndim >= 2]
+    if not matrices:
+        raise UserError("RCV-E052", f"no matrix in the weights of {name}", "not a classifier", "check --weights")
+    return int(matrices[-1].shape[0])
+
+
+def _from_file(rest: str, weights: str | None) -> Loaded:
+    """Run the user's file and call the function it names."""
+    file, _, function = rest.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UserError(
+            "RCV-E060",
+            f"py:{rest} names no file",
+            "the form is py:FILE:FUNCTION",
+            "for example --model py:examples/my_model.py:make_model",
+        )
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError("RCV-E060", f"{path} is not a Python file", "it cannot be run", "give a .py file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(path.stem, module)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise unknown_name("function", function, [name for name in vars(module) if not name.startswith("_")])
+    network = getattr(module, function)()
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            "RCV-E061",
+            f"{function}() in {path} returned {type(network).__name__}",
+            "an nn.Module is needed, from images in [0, 1] to logits",
+            "return the module itself; robustcv.Classifier puts a normalisation inside",
+        )
+    if weights is not None:
+        checkpoint.fill(network, checkpoint.load_weights(weights), weights)
+    return Loaded(network, f"py:{path.name}:{function}", type(network).__name__)

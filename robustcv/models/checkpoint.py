@@ -1,0 +1,150 @@
+"""Weights on disk: safetensors with a JSON description, and loading that cannot run code."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustcv.errors import UserError
+
+
+def to_bytes(module: nn.Module) -> bytes:
+    """Serialise a module's parameters and buffers as safetensors."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+
+
+def sha256_of(module: nn.Module) -> str:
+    """Hash parameters and buffers, by name; the same weights give the same hash wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read a state dict: safetensors, or a torch file that holds nothing but tensors and plain containers.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, or would have to run code to be read; the reason and the blocked names are given.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("RCV-E050", f"{path} does not exist", "there are no weights to load", "check --weights")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError("RCV-E051", f"{path} is not a safetensors file", str(error), "save it again") from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _refused(path, error) from error
+    for key in ("state_dict", "model_state_dict", "model"):  # the usual wrappings of training scripts
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not (isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values())):
+        raise UserError(
+            "RCV-E052",
+            f"{path} holds {type(found).__name__}, not a state dict",
+            "only named tensors can be loaded into an architecture",
+            "save model.state_dict() with safetensors.torch.save_file(...)",
+        )
+    return dict(found)
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+    try:
+        blocked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a torch zip file at all: the first error says more
+        blocked = []
+    reason = f"it needs {', '.join(blocked)}" if blocked else str(error).splitlines()[0][:160]
+    return UserError(
+        "RCV-E053",
+        f"{path} was refused: it cannot be read without running code that the file chooses",
+        reason,
+        "where you trust it: torch.load it yourself, then safetensors.torch.save_file(model.state_dict(), 'w.safetensors')",
+    )
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a module, all of them or none.
+
+    Raises
+    ------
+    UserError
+        If names or shapes differ; the first difference is named.
+    """
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.keys() - {name for name in own if name.endswith("num_batches_tracked")})
+    extra = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or extra or shapes:
+        what = shapes[0] if shapes else f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
+        raise UserError(
+            "RCV-E054",
+            f"the weights in {source} do not fit the architecture: {what}",
+            f"{len(missing)} missing, {len(extra)} unknown, {len(shapes)} of another shape; a partly loaded model "
+            "would give numbers that mean nothing",
+            "name the architecture the weights were made with (--model)",
+        )
+    module.load_state_dict(weights, strict=False)
+
+
+def describe(
+    *, architecture: str, options: Mapping[str, Any], class_names: tuple[str, ...], mean: list[float], std: list[float]
+) -> dict[str, Any]:
+    """Give the JSON description that stands beside the weights: all that is needed to build the classifier again."""
+    return {
+        "format": 1,
+        "architecture": architecture,
+        "options": dict(options),
+        "class_names": list(class_names),
+        "normalisation": {"mean": mean, "std": std},
+    }
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read the description beside weights that robustcv saved.
+
+    Raises
+    ------
+    UserError
+        If it is missing, not ours, or the weights beside it have changed since.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "RCV-E055",
+            f"{path} is missing or cannot be read",
+            "the architecture of the weights is not known",
+            "give the run folder as robustcv wrote it, or name the architecture with --model and the file with --weights",
+        ) from error
+    weights = path.with_name("model.safetensors")
+    if found.get("format") != 1 or hashlib.sha256(weights.read_bytes()).hexdigest() != found.get("weights_sha256"):
+        raise UserError(
+            "RCV-E056",
+            f"{weights} is not the file that {path.name} describes",
+            "its SHA-256 differs, or the description has another format",
+            "restore the run folder, or train again",
+        )
+    return found

@@ -1,0 +1,280 @@
+"""Frozen records of raw numbers, as they stand in report.json; versioned, with a JSON Schema."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1  # 1: first format. Fields are added, never renamed or removed, within a format.
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NO GATE", "INCOMPLETE"]
+Status = Literal["pass", "raised", "not run"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class Metric(_Frozen):
+    """One number with its n and its interval; ``count`` for proportions, ``value`` for anything else."""
+
+    name: str
+    n: int
+    count: int | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    method: str = "wilson"
+    norm: str | None = None
+    eps: float | None = None
+    bound: Literal["upper", "lower"] | None = None
+    attack: str | None = None
+    group: str | None = None
+
+
+class AttackResult(_Frozen):
+    """What one attack did at one eps: attempted and broken images, passes spent, largest distance measured."""
+
+    name: str
+    options: dict[str, Any]
+    norm: str
+    eps: float
+    attempted: int
+    broken: int
+    forward: int
+    backward: int
+    seconds: float
+    max_distance: float | None = None
+
+
+class Passes(_Frozen):
+    """Forward and backward passes, counted per image."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Check(_Frozen):
+    """One trust check: passed, raised or not run, with its figure and what to do."""
+
+    check: str
+    status: Status
+    figure: str
+    fix: str | None = None
+
+
+class Gate(_Frozen):
+    """A threshold the user set, and whether the interval lies above it, below it, or across it."""
+
+    name: str
+    threshold: float
+    outcome: Literal["passed", "failed", "across"]
+
+
+class CalibrationBin(_Frozen):
+    """Predictions whose confidence lies in [low, high)."""
+
+    low: float
+    high: float
+    n: int
+    correct: int
+    confidence: float = Field(description="mean confidence in the bin; 0 where it is empty")
+
+
+class ClassRow(_Frozen):
+    """Counts of one true class: images, right when clean, right after the worst case at the headline eps."""
+
+    name: str
+    n: int
+    clean: int
+    robust: int | None = None
+
+
+class HeatmapRef(_Frozen):
+    """One heat map of a case: what was explained, how, and the evidence file that shows it."""
+
+    method: str
+    image: Literal["clean", "adversarial"]
+    target: int
+    error: float | None
+    forwards: int
+    details: dict[str, str | int | float]
+    file: str
+
+
+class Case(_Frozen):
+    """One image shown on the page, with what was done to it."""
+
+    index: int
+    image: str = Field(description="hash of the pixels")
+    selection: str
+    outcome: Literal["broken", "survived", "wrong when clean", "not attacked"]
+    label: int
+    prediction: int
+    confidence: float
+    attack: str | None = None
+    norm: str | None = None
+    eps: float | None = None
+    adversarial_prediction: int | None = None
+    adversarial_confidence: float | None = None
+    linf: float | None = None
+    l2: float | None = None
+    exact_8bit: bool | None = Field(default=None, description="the 8-bit PNG still fools the model")
+    files: dict[str, str] = {}
+    heatmaps: tuple[HeatmapRef, ...] = ()
+
+
+class ExplainerResult(_Frozen):
+    """What one explanation method cost and how far its maps are from complete, over all images explained."""
+
+    method: str
+    options: dict[str, Any]
+    images: int
+    forwards: int
+    seconds: float
+    error_name: str
+    median_error: float | None
+    worst_error: float | None
+    details: dict[str, str | int | float]
+
+
+class Epoch(_Frozen):
+    """One epoch of training: loss, and right answers on training batches and on the validation split."""
+
+    epoch: int
+    loss: float
+    correct: int
+    n: int
+    validation_correct: int
+    validation_n: int
+    validation_robust: int | None = None
+    validation_robust_n: int | None = None
+    learning_rate: float
+    seconds: float
+
+
+class Training(_Frozen):
+    """How a model was made."""
+
+    objective: str
+    options: dict[str, Any]
+    epochs: tuple[Epoch, ...]
+    selected_epoch: int
+    selected_by: str
+
+
+class Model(_Frozen):
+    """Which classifier was judged."""
+
+    source: str
+    architecture: str
+    parameters: int
+    sha256: str
+    input_size: tuple[int, int] | None = None
+    training: Training | None = None
+
+
+class Data(_Frozen):
+    """Which images were used; ``sha256`` covers their pixels and labels in order."""
+
+    name: str
+    split: str
+    n: int
+    total: int
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    sha256: str
+    selection: str
+    eight_bit: bool = True
+
+
+class PairedMetric(_Frozen):
+    """The same metric of two runs on the same images: b minus a."""
+
+    name: str
+    norm: str | None = None
+    eps: float | None = None
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+class Side(_Frozen):
+    """One of the two runs that are compared."""
+
+    name: str
+    run: str
+    model: Model
+    metrics: tuple[Metric, ...]
+    attacks: tuple[AttackResult, ...]
+    classes: tuple[ClassRow, ...]
+    passes: Passes
+    preflight: tuple[Check, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+
+class Comparison(_Frozen):
+    """Two runs on the same images; a is the baseline."""
+
+    a: Side
+    b: Side
+    paired: tuple[PairedMetric, ...]
+    options_changed: dict[str, tuple[str, str]]
+    forced: bool = False
+
+
+class Environment(_Frozen):
+    """Where and when a run was made."""
+
+    python: str
+    platform: str
+    device: str
+    threads: int
+    packages: dict[str, str]
+    started: str
+    seconds: float
+    command: str
+
+
+class Record(_Frozen):
+    """Everything a page is made from."""
+
+    format: Literal[1] = 1
+    verb: Literal["train", "audit", "harden", "explain", "compare"]
+    version: str
+    verdict: Verdict = "NO GATE"
+    gates: tuple[Gate, ...] = ()
+    exit_code: int = 0
+    model: Model | None = None
+    data: Data | None = None
+    metrics: tuple[Metric, ...] = ()
+    attacks: tuple[AttackResult, ...] = ()
+    passes: Passes = Passes()
+    preflight: tuple[Check, ...] = ()
+    flags: tuple[Check, ...] = ()
+    classes: tuple[ClassRow, ...] = ()
+    calibration: tuple[CalibrationBin, ...] = ()
+    explanations: tuple[ExplainerResult, ...] = ()
+    cases: tuple[Case, ...] = ()
+    training: Training | None = None
+    comparison: Comparison | None = None
+    environment: Environment
+    options: dict[str, Any] = {}
+    headline_eps: Annotated[float | None, Field(description="eps of the robust accuracy on the first screen")] = None
+
+    def metric(self, name: str, **match: object) -> Metric | None:
+        """Find the first metric of that name whose fields equal ``match``; None where it was not run."""
+        return find_metric(self.metrics, name, **match)
+
+
+def find_metric(metrics: tuple[Metric, ...], name: str, **match: object) -> Metric | None:
+    """Find the first metric of that name whose other fields equal ``match``; None where it was not run."""
+    for metric in metrics:
+        if metric.name == name and all(getattr(metric, key) == value for key, value in match.items()):
+            return metric
+    return None

@@ -1,0 +1,70 @@
+"""What is shown: a record and its evidence files to one offline HTML page. Imports no torch."""
+
+import base64
+import hashlib
+import html
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robustcv import runs
+from robustcv.records import Record
+from robustcv.report import summary
+from robustcv.report.blocks import Page
+from robustcv.report.sections import SECTIONS
+
+_HERE = Path(__file__).parent
+
+__all__ = ["SECTIONS", "notebook", "render", "write"]
+
+
+def render(record: Record, files: Mapping[str, bytes]) -> str:
+    """Render the page: a pure function of the record and its files, byte for byte.
+
+    The page is sealed by a Content-Security-Policy that allows its own script, its own styles, and nothing from
+    anywhere else.
+    """
+    sections = [section for make in SECTIONS.values() if (section := make(record, files)) is not None]
+    forced = record.comparison is not None and record.comparison.forced
+    page = Page(
+        title=f"{summary.name_of(record)} · robustcv {record.verb}",
+        kicker=summary.kicker(record),
+        verdict=record.verdict,
+        verdict_kind=summary.KINDS[record.verdict],
+        glyph=summary.GLYPHS[record.verdict],
+        sentence=summary.sentence(record),
+        tiles=summary.tiles(record),
+        checks=summary.checks(record),
+        sections=tuple(section for section in sections if section.place == "full"),
+        top=tuple(section for section in sections if section.place != "full"),
+        banner="The two runs were made on different images; only the images in common are compared." if forced else "",
+    )
+    script = (_HERE / "report.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    css = (_HERE / "report.css").read_text()
+    return str(_template().render(page=page, css=css, script=script, digest=digest))
+
+
+def write(folder: Path | str) -> Path:
+    """Render the page of a run folder from its report.json and evidence; gives the page's path."""
+    folder = Path(folder)
+    path = folder / "report.html"
+    runs.write_atomic(path, render(runs.load(folder), runs.load_files(folder)).encode())
+    return path
+
+
+def notebook(record: Record, files: Mapping[str, bytes]) -> str:
+    """Wrap the page for a notebook cell: an isolated frame."""
+    page = html.escape(render(record, files), quote=True)
+    return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:640px;border:0"></iframe>'
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")

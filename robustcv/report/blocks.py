@@ -1,0 +1,139 @@
+"""What a section is made of: plain values that the template knows how to draw."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the first screen."""
+
+    label: str
+    value: str
+    note: str
+    delta: str = ""
+    delta_note: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: its text, a smaller remark, and for heat-map cells the colours."""
+
+    text: str
+    note: str = ""
+    number: bool = False
+    background: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; ``folded`` puts it behind a summary line of that text."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    folded: str = ""
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG chart with the data behind it."""
+
+    svg: str
+    table: Table | None = None
+    kind: str = "chart"
+
+
+@dataclass(frozen=True)
+class Bullet:
+    """One line of a list, with the rule that wrote it and the section it points to."""
+
+    text: str
+    rule: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    items: tuple[Bullet, ...]
+    kind: str = "bullets"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One panel of a case."""
+
+    uri: str
+    alt: str
+    caption: str
+    strong: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The panels of one case for one model."""
+
+    pictures: tuple[Picture, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One case."""
+
+    title: str
+    strips: tuple[Strip, ...]
+    meta: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cases, each a card that opens enlarged."""
+
+    items: tuple[Item, ...]
+    pixelated: bool = True
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+    kind: str = "text"
+
+
+Block = Table | Chart | Bullets | Gallery | Text
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page: ``place`` is main or side (beside it) near the top, or full width below."""
+
+    id: str
+    title: str
+    subtitle: str
+    blocks: tuple[Block, ...]
+    nav: str = ""
+    place: str = "full"
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the template draws."""
+
+    title: str
+    kicker: str
+    verdict: str
+    verdict_kind: str
+    glyph: str
+    sentence: str
+    tiles: tuple[Tile, ...]
+    checks: tuple[tuple[str, str, str], ...]
+    sections: tuple[Section, ...]
+    banner: str = ""
+    top: tuple[Section, ...] = field(default=())

@@ -1,0 +1,155 @@
+"""Charts: plain rows of numbers to SVG text, by Altair and vl-convert; colours are the page's own variables."""
+
+import html
+import json
+from typing import Any
+
+Row = dict[str, Any]
+
+COLOURS = ["var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--text)"]
+DASHES = [[1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [1, 0]]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross"]
+
+_FONT = 'system-ui, -apple-system, "Segoe UI", sans-serif'
+_AXIS = {
+    "labelColor": "var(--muted)",
+    "titleColor": "var(--text)",
+    "gridColor": "var(--grid)",
+    "tickColor": "var(--muted)",
+    "domainColor": "var(--muted)",
+    "labelFontSize": 12,
+    "titleFontSize": 12,
+    "titleFontWeight": "normal",
+    "labelFont": _FONT,
+    "titleFont": _FONT,
+}
+_CONFIG = {
+    "background": "transparent",
+    "view": {"stroke": None},
+    "axis": _AXIS,
+    "legend": {"labelColor": "var(--text)", "titleColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
+}
+
+
+def to_svg(chart: Any, label: str) -> str:
+    """Render an Altair chart; ``label`` is the sentence a screen reader says, the takeaway and not the type."""
+    import vl_convert
+
+    svg: str = vl_convert.vegalite_to_svg(json.dumps({**chart.to_dict(), "config": _CONFIG}))
+    head = f'<svg role="img" aria-label="{html.escape(label, quote=True)}" style="max-width:100%;height:auto"'
+    return svg.replace("<svg", head, 1)
+
+
+def _scales(alt: Any, names: list[str]) -> tuple[Any, Any, Any]:
+    k = len(names)
+    return (
+        alt.Scale(domain=names, range=[COLOURS[i % 5] for i in range(k)]),
+        alt.Scale(domain=names, range=[DASHES[i % 5] for i in range(k)]),
+        alt.Scale(domain=names, range=[SHAPES[i % 5] for i in range(k)]),
+    )
+
+
+def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str) -> str:
+    """Draw robust accuracy over eps, one line a series, with its interval as a band and chance as a dotted line.
+
+    Parameters
+    ----------
+    rows
+        ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``.
+    """
+    import altair as alt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    colour, dash, shape = _scales(alt, names)
+    ticks = sorted({row["eps"] for row in rows})
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), format="~g", labelOverlap=False)),
+        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
+    )
+    share = alt.Y("share:Q", title="accuracy under attack", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
+    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=share.title), y2="high:Q")
+    line = base.mark_line(strokeWidth=2.5).encode(
+        y=share, strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
+    )
+    point = base.mark_point(filled=True, size=55, opacity=1).encode(
+        y=share, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
+    )
+    rule = (
+        alt.Chart(alt.Data(values=[{"share": chance}]))
+        .mark_rule(strokeDash=[2, 4], stroke="var(--muted)")
+        .encode(y="share:Q")
+    )
+    return to_svg((band + line + point + rule).properties(width=620, height=300), label)
+
+
+def _spread(ticks: list[float]) -> list[float]:
+    """Drop ticks that would overlap their left neighbour."""
+    kept: list[float] = []
+    gap = (ticks[-1] - ticks[0]) / 18 if len(ticks) > 1 else 0
+    for tick in ticks:
+        if not kept or tick - kept[-1] >= gap:
+            kept.append(tick)
+    return kept
+
+
+def reliability(rows: list[Row], *, label: str) -> str:
+    """Draw accuracy against confidence per bin; the diagonal is perfect calibration, the area of a point its images.
+
+    Parameters
+    ----------
+    rows
+        ``confidence``, ``accuracy``, ``n`` of each bin that is not empty.
+    """
+    import altair as alt
+
+    diagonal = (
+        alt.Chart(alt.Data(values=[{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]))
+        .mark_line(strokeDash=[2, 4], stroke="var(--muted)", strokeWidth=1.5)
+        .encode(x="confidence:Q", y="accuracy:Q")
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+        y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+    )
+    line = base.mark_line(stroke="var(--s1)", strokeWidth=1.5)
+    point = base.mark_point(filled=True, fill="var(--s1)", opacity=0.9).encode(
+        size=alt.Size("n:Q", scale=alt.Scale(range=[25, 500], zero=True), legend=None)
+    )
+    return to_svg((diagonal + line + point).properties(width=300, height=260), label)
+
+
+def training_curve(rows: list[Row], *, selected: int, label: str) -> str:
+    """Draw accuracy over epochs, one line a series, with a rule at the epoch that was kept.
+
+    Parameters
+    ----------
+    rows
+        ``series``, ``epoch``, ``share``.
+    """
+    import altair as alt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    colour, dash, shape = _scales(alt, names)
+    last = max(row["epoch"] for row in rows)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "epoch:Q",
+            title="epoch",
+            scale=alt.Scale(domain=[1, max(2, last)], nice=False),
+            axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 12)),
+        ),
+        y=alt.Y("share:Q", title="accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
+        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)),
+    )
+    line = base.mark_line(strokeWidth=2.5).encode(
+        strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
+    )
+    point = base.mark_point(filled=True, size=45, opacity=1).encode(
+        shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
+    )
+    rule = (
+        alt.Chart(alt.Data(values=[{"epoch": selected}]))
+        .mark_rule(strokeDash=[2, 4], stroke="var(--muted)")
+        .encode(x="epoch:Q")
+    )
+    return to_svg((line + point + rule).properties(width=620, height=260), label)

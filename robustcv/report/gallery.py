@@ -1,0 +1,135 @@
+"""The cases as cards: clean, attacked, what changed, and the heat maps of both on one scale."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from robustcv import runs
+from robustcv.records import Case, Comparison, Data, Record
+from robustcv.report import images, numbers
+from robustcv.report.blocks import Gallery, Item, Picture, Strip
+
+Files = Mapping[str, bytes]
+
+
+def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
+    """Make the cards of one run; gives them with the line that says what is shown and how it was chosen."""
+    assert record.data is not None
+    maps = _arrays(files, "evidence/heatmaps.safetensors")
+    exact = _arrays(files, "evidence/cases.safetensors")
+    items = []
+    for number, case in enumerate(record.cases):
+        strips = _strips(number, case, record.data, files, maps, exact)
+        items.append(Item(_title(case, record.data), strips, _meta(case)))
+    chosen = list(dict.fromkeys(case.selection for case in record.cases))
+    counts = ", ".join(f"{sum(case.selection == each for case in record.cases)} {each}" for each in chosen)
+    shown = "clean · attacked · change, amplified · heat maps before and after" if record.attacks else "image · heat maps"
+    small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO
+    preview = "" if small else " · previews; the exact pixels are in evidence/"
+    subtitle = f"{shown}, on one scale per image (blue against the class named, orange for it) · chosen: {counts}{preview}"
+    return Gallery(tuple(items), pixelated=small), subtitle
+
+
+def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
+    """Make the cards of the images that both runs show: the sample drawn before any attack."""
+    sides = (comparison.a, comparison.b)
+    places = [{case.image: number for number, case in enumerate(side.cases)} for side in sides]
+    data = Data(
+        name="", split="", n=1, total=1, class_names=tuple(row.name for row in comparison.b.classes), shape=(3, 1, 1),
+        sha256="", selection="",
+    )  # fmt: skip
+    items = []
+    size = 0
+    for image, number in places[0].items():
+        if image not in places[1]:
+            continue
+        strips: list[Strip] = []
+        for side, letter, at in ((sides[0], "a", number), (sides[1], "b", places[1][image])):
+            maps = _arrays(files, f"evidence/{letter}/heatmaps.safetensors")
+            exact = _arrays(files, f"evidence/{letter}/cases.safetensors")
+            case = side.cases[at]
+            made = _strips(at, case, data, files, maps, exact, label=f"{side.name}: {_outcome(case)}")
+            strips += made[:1]
+            size = max(exact[f"{at:03d}-clean"].shape[1:])
+        first = sides[0].cases[number]
+        items.append(Item(_title(first, data), tuple(strips), f"image {first.index} · chosen: {first.selection}"))
+    subtitle = (
+        "clean · attacked · change, amplified · heat maps before and after, on one scale per row (blue against the class "
+        "named, orange for it) · every image that both audits show"
+    )
+    return Gallery(tuple(items), pixelated=size <= images.LOSSLESS_UP_TO), subtitle
+
+
+def _arrays(files: Files, name: str) -> runs.Arrays:
+    return runs.unpack_arrays(files[name]) if name in files else {}
+
+
+def _name(data: Data, label: int) -> str:
+    return data.class_names[label] if label < len(data.class_names) else str(label)
+
+
+def _title(case: Case, data: Data) -> str:
+    return f"Image {case.index}, true class {_name(data, case.label)}"
+
+
+def _outcome(case: Case) -> str:
+    if case.attack is None or case.eps is None:
+        return case.outcome
+    where = numbers.threat(case.eps, case.norm or "linf")
+    return f"broken by {case.attack} at {where}" if case.outcome == "broken" else f"stood {case.attack} at {where}"
+
+
+def _meta(case: Case) -> str:
+    parts = [f"image {case.index}", _outcome(case)]
+    if case.linf is not None and case.l2 is not None:
+        parts.append(f"L-inf {case.linf:.4f}, L2 {case.l2:.3f}")
+    if case.outcome == "broken":
+        parts.append("8-bit PNG fools too" if case.exact_8bit else "only the exact floats fool")
+    return " · ".join(parts)
+
+
+def _strips(
+    number: int, case: Case, data: Data, files: Files, maps: runs.Arrays, exact: runs.Arrays, label: str = ""
+) -> tuple[Strip, ...]:
+    """Make the panels of a case: one strip a method, the first with the pictures themselves."""
+    true, said = _name(data, case.label), _name(data, case.prediction)
+    wrong = case.prediction != case.label
+    pictures = [
+        Picture(
+            images.data_uri(images.decode(files[case.files["clean"]])),
+            f"Clean image {case.index}, true class {true}, predicted {said} {case.confidence:.2f}",
+            f"{case.confidence:.2f}",
+            said,
+            wrong,
+        )
+    ]
+    if "adversarial" in case.files and case.adversarial_prediction is not None:
+        fooled = _name(data, case.adversarial_prediction)
+        sure = case.adversarial_confidence or 0.0
+        pictures.append(
+            Picture(
+                images.data_uri(images.decode(files[case.files["adversarial"]])),
+                f"Attacked image {case.index}, predicted {fooled} {sure:.2f}",
+                f"{sure:.2f}",
+                fooled,
+                case.adversarial_prediction != case.label,
+            )
+        )
+        change, factor = images.perturbation(exact[f"{number:03d}-clean"], exact[f"{number:03d}-adversarial"])
+        pictures.append(Picture(images.data_uri(change), f"Change, amplified {factor} times", f"change ×{factor}"))
+    strips = []
+    methods = list(dict.fromkeys(ref.method for ref in case.heatmaps))
+    for method in methods:
+        refs = [ref for ref in case.heatmaps if ref.method == method]
+        coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
+        panels = [
+            Picture(
+                images.data_uri(picture),
+                f"{method} heat map of the {ref.image} image for class {_name(data, ref.target)}",
+                f"why {_name(data, ref.target)}" if len(methods) == 1 else method.replace("_", " "),
+            )
+            for ref, picture in zip(refs, coloured, strict=True)
+        ]
+        pictures += panels
+    strips.append(Strip(tuple(pictures), label))
+    return tuple(strips)

@@ -1,0 +1,76 @@
+"""Pictures for the page: arrays and PNG files to data URIs; one colour map, blue-white-orange, symmetric about 0."""
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+LOSSLESS_UP_TO = 64  # pixels; larger pictures are previews, the exact ones lie in evidence/
+
+# against the target - neutral - for it; safe for colour-blind readers, unlike red and green
+_STOPS = np.array([[24, 78, 160], [122, 170, 226], [255, 255, 255], [240, 178, 112], [176, 84, 0]], dtype=float)
+
+
+def diverging(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colour values in [-1, 1]: blue below 0, white at 0, orange above."""
+    place = (np.clip(values, -1, 1) + 1) / 2 * (len(_STOPS) - 1)
+    channels = [np.interp(place, np.arange(len(_STOPS)), _STOPS[:, k]) for k in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def heatmap_pair(maps: list[NDArray[np.float32]]) -> tuple[list[NDArray[np.uint8]], float]:
+    """Colour signed maps ``c h w`` of one image on one shared scale, so that they can be compared.
+
+    The channels are summed. The scale is the 99.5th percentile of the absolute values of all the maps together; what
+    lies beyond is shown in full colour. Gives the pictures and the scale.
+    """
+    flat = [np.asarray(each, dtype=float).sum(axis=0) for each in maps]
+    scale = float(np.quantile(np.abs(np.concatenate([each.ravel() for each in flat])), 0.995)) or 1.0
+    return [diverging(each / scale) for each in flat], scale
+
+
+def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int]:
+    """Show a change ``c h w`` around mid-grey, amplified by a whole number so that its largest value nearly saturates."""
+    change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
+    largest = float(np.abs(change).max())
+    factor = max(1, int(0.5 / largest)) if largest > 0 else 1
+    pixels = np.clip(0.5 + factor * change, 0, 1).transpose(1, 2, 0)
+    return np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2), factor
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """Encode a picture ``h w 3`` as WebP: lossless where it is small, a preview where not."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if max(picture.size) <= LOSSLESS_UP_TO:
+        picture.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    else:
+        picture.save(buffer, "WEBP", quality=90, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def decode(png: bytes) -> NDArray[np.uint8]:
+    """Read a PNG as ``h w 3``."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def cividis(value: float) -> tuple[str, str]:
+    """Give the background of a value in [0, 1] on the cividis scale, and the text colour that can be read on it."""
+    stops = [(0, 34, 78), (65, 77, 107), (124, 123, 120), (187, 172, 109), (254, 232, 56)]
+    place = min(max(value, 0.0), 1.0) * (len(stops) - 1)
+    k = min(int(place), len(stops) - 2)
+    red, green, blue = (round(a + (b - a) * (place - k)) for a, b in zip(stops[k], stops[k + 1], strict=True))
+    light = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
+    white_contrast, black_contrast = 1.05 / (light + 0.05), (light + 0.05) / 0.05
+    return f"rgb({red} {green} {blue})", "#fff" if white_contrast > black_contrast else "#000"
+
+
+def _linear(value: int) -> float:
+    share = value / 255
+    return share / 12.92 if share <= 0.04045 else float(((share + 0.055) / 1.055) ** 2.4)

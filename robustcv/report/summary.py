@@ -1,0 +1,239 @@
+"""The first screen: the verdict's sentence, four tiles, the checks."""
+
+from collections.abc import Callable
+
+from robustcv.records import Check, Metric, PairedMetric, Record, find_metric
+from robustcv.report import numbers
+from robustcv.report.blocks import Tile
+
+GLYPHS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "◐", "NO GATE": "○", "INCOMPLETE": "◌"}
+KINDS = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inc", "NO GATE": "none", "INCOMPLETE": "inc"}
+
+
+def headline(record: Record) -> Metric | None:
+    """Give the worst-case robust accuracy at the headline eps."""
+    return find_metric(record.metrics, "robust_accuracy", eps=record.headline_eps, attack=None)
+
+
+def name_of(record: Record) -> str:
+    """Name the model as its maker would."""
+    if record.comparison is not None:
+        return f"{record.comparison.a.name} and {record.comparison.b.name}"
+    return record.model.architecture if record.model else "the model"
+
+
+def kicker(record: Record) -> str:
+    """Write the line above the verdict: what was done to what, when."""
+    parts = [f"robustcv {record.verb}", name_of(record)]
+    if record.data:
+        parts[1] += f" on {record.data.name}"
+        parts.append(f"{record.data.n:,} {record.data.split} images")
+    parts.append(record.environment.started[:10])
+    seed = record.options.get("seed")
+    return " · ".join([*parts, *([] if seed is None else [f"seed {seed}"])])
+
+
+def sentence(record: Record) -> str:
+    """Write the verdict in one sentence."""
+    return _SENTENCES[record.verb](record)
+
+
+def _audit_sentence(record: Record) -> str:
+    clean, robust = record.metric("clean_accuracy"), headline(record)
+    if robust is None or clean is None:
+        return f"{name_of(record)}: accuracy {numbers.percent(clean)}."
+    where = numbers.threat(robust.eps or 0, robust.norm or "linf")
+    text = f"Right on {numbers.percent(clean)} of images, and on {numbers.percent(robust)} under attack at {where}"
+    for gate in record.gates:
+        metric = robust if gate.name == "robust_accuracy" else clean
+        label = "robust accuracy" if gate.name == "robust_accuracy" else "clean accuracy"
+        word = {"passed": "is above", "failed": "is below", "across": "cannot be told from"}[gate.outcome]
+        gate_at = f"{100 * gate.threshold:g}{numbers.NBSP}%"
+        text = f"{label[0].upper()}{label[1:]} {numbers.percent(metric)} ({numbers.interval(metric)}) {word} the gate of {gate_at}"
+        if gate.outcome != "passed":
+            break
+    raised = [check for check in record.preflight if check.status == "raised"]
+    if raised:
+        text += f", but {len(raised)} check{'s were' if len(raised) > 1 else ' was'} raised, so the figures may mislead"
+    return text + "."
+
+
+def _training_sentence(record: Record) -> str:
+    clean = record.metric("clean_accuracy")
+    training = record.training
+    how = "" if training is None else f" after {len(training.epochs)} epochs of {training.objective}"
+    if clean is None:
+        return f"{name_of(record)} was trained{how}; there was no test split to judge it on."
+    verb = "hardened: right" if record.verb == "harden" else "is right"
+    return f"{name_of(record)} {verb} on {numbers.percent(clean)} of the test images{how}."
+
+
+def _explain_sentence(record: Record) -> str:
+    n = record.data.n if record.data else len(record.cases)
+    methods = len(record.explanations)
+    return f"What {name_of(record)} looks at: {n} images by {methods} method{'s' if methods != 1 else ''}."
+
+
+def _compare_sentence(record: Record) -> str:
+    assert record.comparison is not None
+    a, b = record.comparison.a.name, record.comparison.b.name
+    pair = paired_headline(record)
+    if pair is None:
+        return f"{b} against {a}: no threat model in common."
+    n = pair.both + pair.only_a + pair.only_b + pair.neither
+    before, after = (numbers.share((pair.both + only) / n, n) for only in (pair.only_a, pair.only_b))
+    where = numbers.threat(pair.eps or 0, pair.norm or "linf")
+    if pair.low <= 0 <= pair.high:
+        return f"{a} and {b} cannot be told apart at {where}: {before} against {after} robust accuracy on {n:,} images."
+    word = "lifts" if pair.difference > 0 else "lowers"
+    return f"{b} {word} robust accuracy at {where} from {before} to {after}, against {a} on the same {n:,} images."
+
+
+_SENTENCES: dict[str, Callable[[Record], str]] = {
+    "audit": _audit_sentence,
+    "train": _training_sentence,
+    "harden": _training_sentence,
+    "explain": _explain_sentence,
+    "compare": _compare_sentence,
+}
+
+
+def paired_headline(record: Record) -> PairedMetric | None:
+    """Give the paired robust accuracy at the headline eps, or at the largest eps both runs tried."""
+    assert record.comparison is not None
+    pairs = [pair for pair in record.comparison.paired if pair.name == "robust_accuracy"]
+    at_headline = [pair for pair in pairs if pair.eps == record.headline_eps]
+    return (at_headline or pairs[-1:] or [None])[0]
+
+
+def tiles(record: Record) -> tuple[Tile, ...]:
+    """Give the four figures of the first screen."""
+    if record.comparison is not None:
+        return _compare_tiles(record)
+    clean = record.metric("clean_accuracy")
+    first = Tile("Clean accuracy", numbers.percent(clean), numbers.interval(clean) if clean else "no test split given")
+    if record.verb in ("train", "harden"):
+        return (first, *_training_tiles(record))
+    if record.verb == "explain":
+        return (first, *_explainer_tiles(record))
+    robust, error = headline(record), record.metric("calibration_error")
+    where = numbers.threat(robust.eps or 0, robust.norm or "linf") if robust else ""
+    return (
+        first,
+        Tile(
+            f"Robust accuracy, {where} (upper bound)",
+            numbers.percent(robust),
+            numbers.interval(robust) if robust else "add --eps 8/255",
+        ),
+        Tile(
+            "Calibration error",
+            numbers.percent(error),
+            numbers.interval(error) if error else "",
+        ),
+        *_explainer_tiles(record)[:1],
+    )
+
+
+def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
+    if not record.explanations:
+        return (Tile("Completeness gap", "not run", "add --explain integrated_gradients"),)
+    made = []
+    for result in record.explanations:
+        value = "none known" if result.median_error is None else f"{100 * result.median_error:.1f}{numbers.NBSP}%"
+        worst = "" if result.worst_error is None else f"; worst {100 * result.worst_error:.1f}{numbers.NBSP}%"
+        name = result.method.replace("_", " ")
+        made.append(Tile(f"Completeness gap, {name}", value, f"median of {result.images} maps{worst}"))
+    return tuple(made[:3])
+
+
+def _training_tiles(record: Record) -> tuple[Tile, ...]:
+    training = record.training
+    assert training is not None
+    kept = next(epoch for epoch in training.epochs if epoch.epoch == training.selected_epoch)
+    n = kept.validation_n
+    made = [
+        Tile(
+            "Validation accuracy",
+            numbers.share(kept.validation_correct / n, n),
+            f"epoch {kept.epoch}, the one kept; n{numbers.NBSP}={numbers.NBSP}{n:,}",
+        )
+    ]
+    if kept.validation_robust is not None:
+        at = numbers.eps_short(_eps(record), str(record.options.get("norm")))
+        made.append(
+            Tile(
+                f"Validation, attacked at {at}",
+                numbers.share(kept.validation_robust / n, n),
+                f"PGD-{record.options.get('steps')} alone; audit for the worst case",
+            )
+        )
+    error = record.metric("calibration_error")
+    made.append(Tile("Calibration error", numbers.percent(error), numbers.interval(error) if error else "no test split"))
+    seconds = sum(epoch.seconds for epoch in training.epochs)
+    each = seconds / max(1, len(training.epochs))
+    made.append(Tile("Training time", numbers.duration(seconds), f"{numbers.duration(each)} an epoch"))
+    return tuple(made[:3])
+
+
+def _eps(record: Record) -> float:
+    from fractions import Fraction
+
+    value = record.options.get("eps", 0)
+    value = value[0] if isinstance(value, list | tuple) else value
+    return float(Fraction(value)) if isinstance(value, str) else float(value)
+
+
+def _compare_tiles(record: Record) -> tuple[Tile, ...]:
+    assert record.comparison is not None
+    made = []
+    clean = next((pair for pair in record.comparison.paired if pair.name == "clean_accuracy"), None)
+    for pair, label in ((clean, "Clean accuracy"), (paired_headline(record), "Robust accuracy")):
+        if pair is None:
+            made.append(Tile(label, "not run", "no threat model in common"))
+            continue
+        n = pair.both + pair.only_a + pair.only_b + pair.neither
+        if pair.eps is not None:
+            label += f", {numbers.threat(pair.eps, pair.norm or 'linf')} (upper bound)"
+        metric = find_metric(record.comparison.b.metrics, pair.name, eps=pair.eps, attack=None)
+        made.append(
+            Tile(
+                label,
+                numbers.share((pair.both + pair.only_b) / n, n),
+                numbers.interval(metric) if metric else f"n = {n:,}",
+                f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
+                f"against {record.comparison.a.name}, paired",
+            )
+        )
+    sides = record.comparison.a, record.comparison.b
+    errors = [find_metric(side.metrics, "calibration_error") for side in sides]
+    if errors[0] and errors[1] and errors[0].value is not None and errors[1].value is not None:
+        difference = errors[1].value - errors[0].value
+        delta = f"{numbers.arrow(difference)} {numbers.points(difference)}"
+        made.append(
+            Tile("Calibration error", numbers.percent(errors[1]), numbers.interval(errors[1]), delta, "lower is better")
+        )
+    pair = paired_headline(record)
+    if pair is not None:
+        made.append(
+            Tile("Images won and lost", f"+{pair.only_b:,} −{pair.only_a:,}", f"McNemar, exact: {numbers.p_value(pair.p_value)}")
+        )
+    return tuple(made[:4])
+
+
+def checks(record: Record) -> tuple[tuple[str, str, str], ...]:
+    """Give the checks as (status, sign and name, remark); of a comparison, those of both runs."""
+    every: list[tuple[str, Check]] = [("", check) for check in record.preflight]
+    if record.comparison is not None:
+        for side in (record.comparison.a, record.comparison.b):
+            every += [(f"{side.name}: ", check) for check in side.preflight if check.status != "pass"]
+        passed = [check.check for check in record.comparison.b.preflight if check.status == "pass"]
+        every += [("", check) for check in record.comparison.b.preflight if check.check in passed]
+    signs = {"pass": "✓", "raised": "◐", "not run": "–"}
+    return tuple(
+        (
+            check.status,
+            f"{signs[check.status]} {prefix}{check.check}" + (f": {check.figure}" if check.status == "raised" else ""),
+            check.figure,
+        )
+        for prefix, check in every
+    )

@@ -1,0 +1,233 @@
+"""The run folder: atomic writes, state for resuming, evidence with hashes, options with their origin."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcv.errors import UserError
+from robustcv.records import FORMAT, Record
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a power cut, sees the old content or the new, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def default_folder(verb: str, slug: str, root: Path | str = "reports") -> Path:
+    """Name a new run folder, ``reports/<verb>-<time>-<slug>``; a number is added where it exists."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", slug).strip("-.")[:60] or "run"
+    folder, number = Path(root) / f"{verb}-{stamp}-{safe}", 1
+    while folder.exists():
+        number += 1
+        folder = Path(root) / f"{verb}-{stamp}-{safe}-{number}"
+    return folder
+
+
+def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
+    """Take a folder for a run: a new one, or with ``resume`` one that holds the state of the same run.
+
+    Raises
+    ------
+    UserError
+        If the folder holds another run, or the options differ from those the state was made with.
+    """
+    mark = folder / "state" / "fingerprint"
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise UserError(
+                "RCV-E020",
+                f"{folder} is not empty",
+                "a run never overwrites another",
+                "name another folder with -o, or add --resume to go on with the run that is in it",
+            )
+        if mark.exists() and mark.read_text() != fingerprint:
+            raise _other_run(folder)
+    write_atomic(mark, fingerprint.encode())
+    return State(folder / "state")
+
+
+def _other_run(folder: Path | None) -> UserError:
+    return UserError(
+        "RCV-E021",
+        f"{folder} was made with other options, another model or other images",
+        "going on with it would mix two runs in one number",
+        "repeat the command with the options of that run, or start a new folder",
+    )
+
+
+class State:
+    """What a run needs to go on after an interruption: named blobs, each written atomically."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def require_same(self, key: str, value: str) -> None:
+        """Remember a value, or check it against the one remembered by the run that is resumed.
+
+        Raises
+        ------
+        UserError
+            If they differ.
+        """
+        known = self.load(key)
+        if known is not None and known != value.encode():
+            raise _other_run(self.folder)
+        self.save(key, value.encode())
+
+    def clear(self) -> None:
+        """Forget everything but the fingerprints; for a run that is finished."""
+        for path in self.folder.glob("*.*") if self.folder else ():
+            path.unlink()
+
+    def load(self, key: str) -> bytes | None:
+        """Read a blob; None where it was never saved."""
+        path = None if self.folder is None else self.folder / key
+        return path.read_bytes() if path is not None and path.exists() else None
+
+    def save(self, key: str, data: bytes) -> None:
+        """Replace a blob atomically; does nothing for a run that writes nothing."""
+        if self.folder is not None:
+            write_atomic(self.folder / key, data)
+
+    def load_arrays(self, key: str) -> Arrays | None:
+        """Read named arrays; None where they were never saved."""
+        data = self.load(f"{key}.safetensors")
+        return None if data is None else unpack_arrays(data)
+
+    def save_arrays(self, key: str, arrays: Arrays) -> None:
+        """Replace named arrays atomically."""
+        if self.folder is not None:
+            self.save(f"{key}.safetensors", pack_arrays(arrays))
+
+
+def pack_arrays(arrays: Arrays) -> bytes:
+    """Turn named arrays into a safetensors file."""
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def unpack_arrays(data: bytes) -> Arrays:
+    """Read what `pack_arrays` made."""
+    from safetensors.numpy import load
+
+    return dict(load(data))
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash anything with a JSON form, to tell whether two runs are the same."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def save(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:
+    """Write a run: evidence and other files first, their hashes, then report.json.
+
+    report.json comes last, so that a folder which has one is whole.
+    """
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    sums = [
+        f"{hashlib.sha256(data).hexdigest()}  {name.removeprefix('evidence/')}"
+        for name, data in sorted(files.items())
+        if name.startswith("evidence/")
+    ]
+    if sums:
+        write_atomic(folder / "evidence" / "SHA256SUMS", ("\n".join(sums) + "\n").encode())
+    write_atomic(folder / "report.json", to_json(record))
+
+
+def to_json(record: Record) -> bytes:
+    """Serialise a record; stable, so that equal records give equal bytes."""
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def load(folder: Path | str) -> Record:
+    """Read the record of a run folder.
+
+    Raises
+    ------
+    UserError
+        If there is no report.json, it cannot be read, or its format is unknown.
+    """
+    path = Path(folder) / "report.json"
+    if not path.exists():
+        raise UserError(
+            "RCV-E022",
+            f"{folder} holds no report.json",
+            "it is not the folder of a finished run",
+            "give a folder that `robustcv audit` or another verb wrote; an interrupted run goes on with --resume",
+        )
+    try:
+        raw = json.loads(path.read_bytes())
+        found = raw.get("format") if isinstance(raw, dict) else None
+        if found != FORMAT:
+            raise UserError(
+                "RCV-E023",
+                f"{path} has format {found!r}; this robustcv reads format {FORMAT}",
+                "guessing at an unknown format could show wrong numbers",
+                "use the robustcv version that wrote it, or run the verb again",
+            )
+        return Record.model_validate(raw)
+    except ValueError as error:
+        raise UserError(
+            "RCV-E024", f"{path} cannot be read", str(error).splitlines()[0], "restore the file, or run the verb again"
+        ) from error
+
+
+def load_files(folder: Path | str) -> Mapping[str, bytes]:
+    """Give the files of a run folder by name, read when asked for."""
+    return _Files(Path(folder))
+
+
+class _Files(Mapping[str, bytes]):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (str(path.relative_to(self.folder)) for path in sorted(self.folder.rglob("*")) if path.is_file())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def to_toml(options: Mapping[str, Any], origins: Mapping[str, str]) -> bytes:
+    """Write options as TOML, each with the place it came from as a comment; None is left out."""
+    lines = ["# What this run was made with; `robustcv VERB --config config.toml` repeats it."]
+    for name, value in options.items():
+        if value is None:
+            lines.append(f"# {name}: not set")
+        else:
+            text = json.dumps(list(value) if isinstance(value, tuple | list) else value, ensure_ascii=False)
+            lines.append(f"{name} = {text}  # {origins.get(name, 'default')}")
+    return ("\n".join(lines) + "\n").encode()

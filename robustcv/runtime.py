@@ -1,0 +1,106 @@
+"""Where the work runs and what the user sees of it: device, threads, environment, progress."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+import torch
+
+from robustcv.errors import UserError
+
+Advance = Callable[[int], None]
+
+_PACKAGES = ("torch", "torchvision", "numpy", "captum", "shap")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Choose the device: a CUDA GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    UserError
+        If the device is unknown, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            "RCV-E030",
+            f"device {name!r} cannot be used",
+            str(error).splitlines()[0],
+            "use --device auto, cpu, cuda or cuda:N",
+        ) from error
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the device as a person would."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of the packages that can change a number."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+class Progress:
+    """Tells the stage and the time left on stderr: a bar on a terminal, one line a stage elsewhere.
+
+    Parameters
+    ----------
+    stages
+        How many stages are to come, where that is known: each is then shown as ``3/9``.
+    quiet
+        Say nothing.
+    """
+
+    def __init__(self, *, stages: int = 0, quiet: bool = False) -> None:
+        self.stages = stages
+        self.quiet = quiet
+        self.stage_number = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        """Show one stage of ``total`` units; yields the function that advances it."""
+        self.stage_number += 1
+        label = f"[{self.stage_number}/{self.stages}] {name}" if self.stages else name
+        if self.quiet:
+            yield lambda _: None
+        elif sys.stderr.isatty():
+            with _bar() as bar:
+                task = bar.add_task(label, total=total)
+                yield lambda units: bar.advance(task, units)
+        else:
+            start = time.monotonic()
+            yield lambda _: None
+            print(f"{label}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Tell the user one line."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar():  # type: ignore[no-untyped-def]  # the type would import rich for every caller
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield bar

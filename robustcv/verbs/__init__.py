@@ -1,0 +1,1 @@
+"""One file a verb: each wires data, models, methods and evaluation into one run."""

@@ -1,0 +1,160 @@
+"""compare: two audits of the same images, image by image."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robustcv import records, runs, stats
+from robustcv.errors import UserError
+from robustcv.verbs.prepare import Clock, Result, version
+
+
+def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: bool) -> Result:
+    """Compare two audit runs, a the baseline; see `robustcv.compare`."""
+    clock = Clock()
+    record_a, record_b = _load(run_a), _load(run_b)
+    verdicts_a, verdicts_b = _verdicts(run_a), _verdicts(run_b)
+    rows_a, rows_b, same = _pair(verdicts_a, verdicts_b)
+    if not same and not force:
+        raise UserError(
+            "RCV-E080",
+            f"{run_a} and {run_b} were made on different images ({len(rows_a)} in common)",
+            "a difference between models would be mixed with a difference between images",
+            "audit both on the same --data, -n and --seed; --force compares the images in common",
+        )
+    if len(rows_a) == 0:
+        raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
+    pairs = [_paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
+    for norm, eps in _common_threats(record_a, record_b):
+        stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
+        pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
+    label_a, label_b = names or _names(record_a, record_b, run_a, run_b)
+    files: dict[str, bytes] = {}
+    side_a, side_b = _side(record_a, run_a, label_a, "a", files), _side(record_b, run_b, label_b, "b", files)
+    record = records.Record(
+        verb="compare",
+        version=version(),
+        verdict=_worse(record_a.verdict, record_b.verdict),
+        data=record_b.data,
+        comparison=records.Comparison(
+            a=side_a, b=side_b, paired=tuple(pairs), options_changed=_changed(record_a, record_b), forced=not same
+        ),
+        environment=clock.environment(torch.device("cpu")),
+        options={"run_a": str(run_a), "run_b": str(run_b), "force": force},
+        headline_eps=record_b.headline_eps,
+    )
+    return Result(record, files)
+
+
+def _load(folder: Path) -> records.Record:
+    record = runs.load(folder)
+    if record.verb != "audit":
+        raise UserError(
+            "RCV-E082",
+            f"{folder} is the run of `{record.verb}`, not of `audit`",
+            "only audits hold verdicts image by image",
+            f"audit the model first: robustcv audit --model {folder} ...",
+        )
+    return record
+
+
+def _verdicts(folder: Path) -> runs.Arrays:
+    try:
+        return runs.unpack_arrays(runs.load_files(folder)["evidence/verdicts.safetensors"])
+    except KeyError as error:
+        raise UserError(
+            "RCV-E083", f"{folder} has lost evidence/verdicts.safetensors", "it holds the verdicts", "audit again"
+        ) from error
+
+
+def _pair(a: runs.Arrays, b: runs.Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Match the rows of two runs by image hash and label; says whether all of them match."""
+    keys_a = [(row.tobytes(), int(label)) for row, label in zip(a["hash"], a["label"], strict=True)]
+    place_b = {(row.tobytes(), int(label)): i for i, (row, label) in enumerate(zip(b["hash"], b["label"], strict=True))}
+    both = [(i, place_b[key]) for i, key in enumerate(keys_a) if key in place_b]
+    rows = np.array(both, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1], len(both) == len(keys_a) == len(b["label"])
+
+
+def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float]]:
+    """List the threat models (norm, eps) that both runs attacked under."""
+    sets = [{(each.norm, each.eps) for each in record.attacks} for record in (a, b)]
+    return sorted(sets[0] & sets[1])
+
+
+def _stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:
+    """Tell which images no attack of this norm broke at or below eps."""
+    at = [array for name, array in verdicts.items() if name.startswith(f"broken_at/{norm}/")]
+    return np.min(at, axis=0) > eps * (1 + 1e-9)
+
+
+def _paired(
+    name: str, a: NDArray[np.bool_], b: NDArray[np.bool_], *, norm: str | None = None, eps: float | None = None
+) -> records.PairedMetric:
+    counts = {
+        "both": int((a & b).sum()),
+        "only_a": int((a & ~b).sum()),
+        "only_b": int((~a & b).sum()),
+        "neither": int((~a & ~b).sum()),
+    }
+    test = stats.paired(**counts)
+    return records.PairedMetric(name=name, norm=norm, eps=eps, **counts, **test._asdict())
+
+
+def _names(a: records.Record, b: records.Record, run_a: Path, run_b: Path) -> tuple[str, str]:
+    """Name the runs by how their models were made where that differs, else by folder."""
+    made = [record.training.objective if record.training else None for record in (a, b)]
+    return (str(made[0]), str(made[1])) if None not in made and made[0] != made[1] else (run_a.name, run_b.name)
+
+
+def _side(record: records.Record, folder: Path, name: str, prefix: str, files: dict[str, bytes]) -> records.Side:
+    """Take over what the page shows of one run; evidence is copied, so that the comparison stands alone."""
+    assert record.model is not None
+    source = runs.load_files(folder)
+    for file in source:
+        if file.startswith("evidence/") and not file.endswith(("SHA256SUMS", "verdicts.safetensors")):
+            files[f"evidence/{prefix}/{file.removeprefix('evidence/')}"] = source[file]
+    cases = tuple(
+        case.model_copy(
+            update={
+                "files": {
+                    kind: f"evidence/{prefix}/{path.removeprefix('evidence/')}" for kind, path in case.files.items()
+                }
+            }
+        )
+        for case in record.cases
+    )
+    return records.Side(
+        name=name,
+        run=folder.name,
+        model=record.model,
+        metrics=record.metrics,
+        attacks=record.attacks,
+        classes=record.classes,
+        passes=record.passes,
+        preflight=record.preflight,
+        cases=cases,
+    )
+
+
+def _worse(a: records.Verdict, b: records.Verdict) -> records.Verdict:
+    """Give the verdict of a comparison: no better than that of either run."""
+    order: tuple[records.Verdict, ...] = ("FAIL", "INCOMPLETE", "INCONCLUSIVE")
+    return next((verdict for verdict in order if verdict in (a, b)), "NO GATE")
+
+
+def _changed(a: records.Record, b: records.Record) -> dict[str, tuple[str, str]]:
+    """Give the options in which the runs differ, and how their models were made."""
+
+    def flat(record: records.Record) -> dict[str, Any]:
+        made = record.training
+        trained = {f"training.{key}": value for key, value in (made.options if made else {}).items()}
+        own = {key: value for key, value in record.options.items() if key not in ("model", "out")}
+        return {**own, **trained, "training.objective": made.objective if made else None}
+
+    left, right = flat(a), flat(b)
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    return {key: (str(left.get(key, "not set")), str(right.get(key, "not set"))) for key in keys}
