@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from robustcv.data import Images
-    from robustcv.runtime import Progress
     from robustcv.verbs.prepare import Result
 
 Eps = float | str | Sequence[float | str]
@@ -432,12 +431,15 @@ def _run(
     call: "Callable[..., Result]",
 ) -> Run:
     """Open the folder, run the verb, write what it gives; the one path all verbs share."""
-    from robustcv.runtime import Progress
+    from robustcv.runtime import progress_for
 
-    progress: Progress = Progress(quiet=quiet)
+    progress = progress_for(quiet=quiet)
     state = runs.State(None)
     if out is not None:
-        if resume and (Path(out) / "report.json").exists():
+        if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
+            from robustcv import report
+
+            report.write(out)
             return Run(runs.load(out), runs.load_files(out), Path(out))
         named = [text if isinstance(text, str) else type(text).__name__ for text in (model, images)]
         mark = runs.fingerprint(verb, named, {k: v for k, v in options.items() if k not in ("device", "data_dir")})

@@ -215,6 +215,7 @@ class Side(_Frozen):
     classes: tuple[ClassRow, ...]
     passes: Passes
     preflight: tuple[Check, ...] = ()
+    explanations: tuple[ExplainerResult, ...] = ()
     cases: tuple[Case, ...] = ()
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 
 import torch
@@ -87,6 +88,24 @@ class Progress:
         """Tell the user one line."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
+
+
+_shared: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def sharing(progress: Progress) -> Iterator[Progress]:
+    """Let every run inside the block report to one progress, so that their stages are counted together."""
+    token = _shared.set(progress)
+    try:
+        yield progress
+    finally:
+        _shared.reset(token)
+
+
+def progress_for(*, quiet: bool) -> Progress:
+    """Give the shared progress where there is one, else a new one."""
+    return _shared.get() or Progress(quiet=quiet)
 
 
 @contextmanager

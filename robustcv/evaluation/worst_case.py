@@ -107,7 +107,7 @@ def worst_case(
     """
     sweep = tuple(sorted(sweep))
     blocks = list(torch.arange(len(images)).split(batch_size))
-    start = torch.where(correct, torch.inf, 0.0)
+    start = torch.where(correct, torch.inf, 0.0).double()  # double, so that an eps comes back as it went in
     broken_at = {planned.name: start.clone() for planned in plan}
     distance = {planned.name: torch.full((len(images),), torch.nan) for planned in plan}
     remember = torch.zeros(len(images), dtype=torch.bool) if remember is None else remember

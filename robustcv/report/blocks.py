@@ -27,12 +27,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``folded`` puts it behind a summary line of that text."""
+    """A table; ``folded`` puts it behind a summary line of that text, ``matrix`` centres its cells."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     folded: str = ""
+    matrix: bool = False
     kind: str = "table"
 
 
@@ -96,6 +97,7 @@ class Gallery:
 
     items: tuple[Item, ...]
     pixelated: bool = True
+    columns: int = 5
     kind: str = "gallery"
 
 

@@ -63,11 +63,12 @@ def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str
     colour, dash, shape = _scales(alt, names)
     ticks = sorted({row["eps"] for row in rows})
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), format="~g", labelOverlap=False)),
+        x=alt.X("eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), labelExpr="datum.value", labelOverlap=False)),
         color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
     )
-    share = alt.Y("share:Q", title="accuracy under attack", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
-    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=share.title), y2="high:Q")
+    title = "accuracy under attack"
+    share = alt.Y("share:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
+    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     line = base.mark_line(strokeWidth=2.5).encode(
         y=share, strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
     )

@@ -27,7 +27,8 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
     small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO
     preview = "" if small else " · previews; the exact pixels are in evidence/"
     subtitle = f"{shown}, on one scale per image (blue against the class named, orange for it) · chosen: {counts}{preview}"
-    return Gallery(tuple(items), pixelated=small), subtitle
+    columns = max((len(strip.pictures) for item in items for strip in item.strips), default=1)
+    return Gallery(tuple(items), pixelated=small, columns=columns), subtitle
 
 
 def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
@@ -103,7 +104,8 @@ def _strips(
             wrong,
         )
     ]
-    if "adversarial" in case.files and case.adversarial_prediction is not None:
+    attacked = "adversarial" in case.files
+    if attacked and case.adversarial_prediction is not None:
         fooled = _name(data, case.adversarial_prediction)
         sure = case.adversarial_confidence or 0.0
         pictures.append(
@@ -117,19 +119,19 @@ def _strips(
         )
         change, factor = images.perturbation(exact[f"{number:03d}-clean"], exact[f"{number:03d}-adversarial"])
         pictures.append(Picture(images.data_uri(change), f"Change, amplified {factor} times", f"change ×{factor}"))
-    strips = []
     methods = list(dict.fromkeys(ref.method for ref in case.heatmaps))
-    for method in methods:
+    others: list[Picture] = []
+    for number_of_method, method in enumerate(methods):
         refs = [ref for ref in case.heatmaps if ref.method == method]
         coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
-        panels = [
-            Picture(
+        short = method.replace("_", " ")
+        for ref, picture in zip(refs, coloured, strict=True):
+            target = _name(data, ref.target)
+            panel = Picture(
                 images.data_uri(picture),
-                f"{method} heat map of the {ref.image} image for class {_name(data, ref.target)}",
-                f"why {_name(data, ref.target)}" if len(methods) == 1 else method.replace("_", " "),
+                f"{short} heat map of the {ref.image} image for class {target}",
+                f"why {target}" if number_of_method == 0 and attacked else short,
             )
-            for ref, picture in zip(refs, coloured, strict=True)
-        ]
-        pictures += panels
-    strips.append(Strip(tuple(pictures), label))
-    return tuple(strips)
+            (pictures if number_of_method == 0 or not attacked else others).append(panel)
+    strips = [Strip(tuple(pictures), label)]
+    return (*strips, Strip(tuple(others), "the same, by other methods")) if others else tuple(strips)

@@ -10,7 +10,7 @@ from robustcv.report.images import cividis
 from robustcv.report.summary import headline
 
 Files = Mapping[str, bytes]
-MANY_CLASSES = 50
+FEW_CLASSES, MANY_CLASSES = 12, 50
 
 
 def _worst(metrics: tuple[Metric, ...]) -> list[Metric]:
@@ -260,23 +260,29 @@ def classes(record: Record, files: Files) -> Section | None:
     if not sides[0][1] or all(row.robust is None for row in sides[-1][1]):
         return None
     order = sorted(range(len(sides[-1][1])), key=lambda k: _standing(sides[-1][1][k]))
-    rows = []
-    for k in order:
-        cells = [Cell(sides[0][1][k].name), Cell(f"{sides[0][1][k].n:,}", number=True)]
-        for _, table_rows in sides:
-            cells += [_heat_cell(table_rows[k].clean, table_rows[k].n), _heat_cell(table_rows[k].robust, table_rows[k].n)]
-        rows.append(tuple(cells))
-    eps = record.headline_eps or 0.0
     norm = next((each.norm for each in _attacks(record)), "linf")
-    where = numbers.threat(eps, norm)
-    headers = ("class", "n", *(f"{prefix}{kind}" for prefix, _ in sides for kind in ("clean", f"at {where}")))
-    smallest = min((row.n for row in sides[0][1] if row.n), default=0)
-    half = 98 / (smallest**0.5) if smallest else 0
-    subtitle = f"worst case per image, worst class first · smallest class n = {smallest}: read ±{half:.0f} pp"
-    tables: list[Table] = [Table(headers, tuple(rows[:MANY_CLASSES]))]
+    where = numbers.threat(record.headline_eps or 0.0, norm)
+    names = tuple(sides[0][1][k].name for k in order)
+    lines = [("n", tuple(Cell(f"{sides[0][1][k].n:,}", number=True) for k in order))]
+    for prefix, rows in sides:
+        lines.append((f"{prefix}clean", tuple(_heat_cell(rows[k].clean, rows[k].n) for k in order)))
+        lines.append((f"{prefix}{where}", tuple(_heat_cell(rows[k].robust, rows[k].n) for k in order)))
+    smallest = min((row.n for row in sides[0][1] if row.n), default=1)
+    subtitle = f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
+    return Section("classes", "Per class", subtitle, _class_tables(names, lines), "Per class")
+
+
+def _class_tables(names: tuple[str, ...], lines: list[tuple[str, tuple[Cell, ...]]]) -> tuple[Table, ...]:
+    """Lay few classes out as a matrix, many as a list whose end is folded."""
+    if len(names) <= FEW_CLASSES:
+        rows = tuple((Cell(label), *cells) for label, cells in lines)
+        return (Table(("", *names), rows, matrix=True),)
+    headers = ("class", *(label for label, _ in lines))
+    rows = tuple((Cell(name), *(cells[k] for _, cells in lines)) for k, name in enumerate(names))
+    tables = [Table(headers, rows[:MANY_CLASSES])]
     if len(rows) > MANY_CLASSES:
-        tables.append(Table(headers, tuple(rows[MANY_CLASSES:]), folded=f"{len(rows) - MANY_CLASSES} more classes"))
-    return Section("classes", "Per class", subtitle, tuple(tables), "Per class")
+        tables.append(Table(headers, rows[MANY_CLASSES:], folded=f"{len(rows) - MANY_CLASSES} more classes"))
+    return tuple(tables)
 
 
 def _attacks(record: Record) -> tuple[AttackResult, ...]:
@@ -312,11 +318,13 @@ def cases(record: Record, files: Files) -> Section | None:
 
 def explanations(record: Record, files: Files) -> Section | None:
     """Tabulate the explanation methods: what they explained, against which baseline, how complete, at what cost."""
-    if not record.explanations:
-        return None
+    if record.comparison is not None:
+        sides = [(f"{side.name}: ", side.explanations) for side in (record.comparison.a, record.comparison.b)]
+    else:
+        sides = [("", record.explanations)]
     rows = tuple(
         (
-            Cell(result.method),
+            Cell(f"{prefix}{result.method}"),
             Cell(f"{result.details.get('target', '')} of the predicted class"),
             Cell(str(result.details.get("baseline", "none"))),
             Cell(f"{result.images:,}", number=True),
@@ -325,8 +333,11 @@ def explanations(record: Record, files: Files) -> Section | None:
             Cell(f"{result.forwards / max(1, result.images):,.0f}", number=True),
             Cell(numbers.duration(result.seconds), number=True),
         )
-        for result in record.explanations
+        for prefix, results in sides
+        for result in results
     )
+    if not rows:
+        return None
     headers = ("method", "explains", "baseline", "maps", "completeness gap, median", "worst", "forward-equivalents a map", "time")
     note = "completeness gap: |sum of the map − change of the logit from the baseline| as a share of that change"
     return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
@@ -483,7 +494,7 @@ def glossary(record: Record, files: Files) -> Section | None:
         ]  # fmt: skip
     if record.calibration or record.comparison:
         terms += [("calibration error", "sum over 15 confidence bins of (images in bin / images) × |accuracy − mean confidence| (Guo et al. 2017)")]
-    if record.explanations:
+    if record.explanations or record.comparison:
         terms += [("completeness gap", "|sum of the map − (logit of the image − logit of the baseline)| / |that difference|")]
     terms += [("95 % CI", "Wilson interval for shares; bootstrap where said; Newcombe's for paired differences")]
     return Section("glossary", "What the numbers mean", "", (Table(("", ""), tuple((Cell(a), Cell(b)) for a, b in terms)),))

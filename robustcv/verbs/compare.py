@@ -136,6 +136,7 @@ def _side(record: records.Record, folder: Path, name: str, prefix: str, files: d
         classes=record.classes,
         passes=record.passes,
         preflight=record.preflight,
+        explanations=record.explanations,
         cases=cases,
     )
 

@@ -1,0 +1,268 @@
+"""The command line: argv and TOML to one function call per verb, made from the functions' own signatures."""
+
+import inspect
+import os
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from robustcv import __version__, api, errors, runs
+from robustcv.errors import UserError
+
+CONFIG_HELP = "Read options from a TOML file with the same keys; the command line wins."
+JSON_HELP = "Print report.json on stdout instead of the page's path."
+OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
+
+_SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
+_LISTS = ("attacks", "explain", "methods", "augment")
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none"
+
+
+def _split_commas(type_: Any, tokens: Sequence[cyclopts.Token]) -> tuple[str, ...]:
+    return tuple(part for token in tokens for part in token.value.split(",") if part)
+
+
+def _annotation(name: str, annotation: Any) -> Any:
+    """Give the command line's type of a verb's parameter."""
+    short = (_SHORT[name],) if name in _SHORT else ()
+    if name in _LISTS:
+        return Annotated[tuple[str, ...], Parameter(name=f"--{name}", converter=_split_commas, negative="", show_default=_shown)]
+    if name in ("eps", "set", "fail_under", "names"):
+        long = "--" + name.replace("_", "-")
+        return Annotated[tuple[str, ...], Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
+    if name in ("images", "data"):
+        return Annotated[str, Parameter(name="--data")]
+    if name in ("run_a", "run_b"):
+        return Annotated[Path, Parameter(name=f"--{name}")]
+    if name == "model":
+        return Annotated[str, Parameter(name="--model")]
+    if name == "out":
+        return Annotated[Path | None, Parameter(name=("--out", "-o"), help=OUT_HELP)]
+    negative = {} if name == "sweep" else {"negative": ""}
+    return Annotated[annotation, Parameter(name=(f"--{name.replace('_', '-')}", *short), **negative)]
+
+
+def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run], dict[str, Any]], int]) -> Any:
+    """Make a command from a verb: same options and docstring; what Python passes by position has a name here."""
+    hints = typing.get_type_hints(verb)
+    parameters = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if name == "labels":
+            continue
+        positional = name in ("run_a", "run_b")
+        default = parameter.default
+        if name == "eps" or (name in (*_LISTS, "set", "fail_under") and isinstance(default, tuple | list)):
+            default = (default,) if isinstance(default, str) else tuple(default)
+        annotation = _annotation(name, hints.get(name, str))
+        if positional:
+            annotation = Path
+        kind = parameter.POSITIONAL_ONLY if positional else parameter.KEYWORD_ONLY
+        parameters.append(parameter.replace(kind=kind, default=default, annotation=annotation))
+    config = Annotated[Path | None, Parameter(name="--config", help=CONFIG_HELP)]
+    as_json = Annotated[bool, Parameter(name="--json", help=JSON_HELP, negative="")]
+    for extra, annotation, default in (("config", config, None), ("as_json", as_json, False)):
+        parameters.append(inspect.Parameter(extra, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+    def command(*args: Any, **kwargs: Any) -> int:
+        named = dict(zip([p.name for p in parameters if p.kind is p.POSITIONAL_ONLY], args, strict=False))
+        return call(verb, {**named, **kwargs})
+
+    required = [p for p in parameters if p.default is inspect.Parameter.empty or p.kind is p.POSITIONAL_ONLY]
+    rest = [p for p in parameters if p not in required]
+    command.__signature__ = inspect.Signature([*required, *rest])  # type: ignore[attr-defined]
+    command.__doc__ = verb.__doc__
+    command.__name__ = verb.__name__
+    return command
+
+
+class Origins:
+    """Notes which options came from the command line, and which from the config file."""
+
+    def __init__(self, config: Path | None) -> None:
+        self.config = config
+        self.origin: dict[str, str] = {}
+
+    def __call__(self, app: cyclopts.App, commands: tuple[str, ...], arguments: Any) -> None:
+        for argument in arguments:
+            if argument.tokens:
+                self.origin[argument.field_info.name] = "command line"
+        if self.config is None:
+            return
+        try:
+            cyclopts.config.Toml(self.config, must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+        except FileNotFoundError as error:
+            raise UserError(
+                "RCV-E007", f"{self.config} does not exist", "the options cannot be read", "check --config"
+            ) from error
+        for argument in arguments:
+            if argument.tokens:
+                self.origin.setdefault(argument.field_info.name, f"config {self.config}")
+
+
+def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origins) -> int:
+    """Run a verb as a command: default folder, page's path on stdout, exit code from the verdict."""
+    given.pop("config", None)
+    as_json = given.pop("as_json", False)
+    signature = inspect.signature(verb)
+    if given.get("out") is None:
+        slug = str(given.get("model") or given.get("images") or "run")
+        given["out"] = runs.default_folder(verb.__name__, Path(slug).name.replace(":", "-"))
+    for name in ("eps", "set", "fail_under"):
+        if name in given:
+            given[name] = list(given[name])
+    _remember_folder(Path(given["out"]))
+    run = verb(**given)
+    resolved = {name: given.get(name, parameter.default) for name, parameter in signature.parameters.items()}
+    written = {
+        "data" if name == "images" else name: value
+        for name, value in resolved.items()
+        if name not in ("labels", "out", "resume", "quiet", "run_a", "run_b")
+    }
+    origin = {"data" if name == "images" else name: text for name, text in origins.origin.items()}
+    runs.write_atomic(Path(given["out"]) / "config.toml", runs.to_toml(written, origin))
+    print(runs.to_json(run.record).decode() if as_json else run.page)
+    return int(run.record.exit_code)
+
+
+def report(
+    run: Path, /, *, config: Annotated[Path | None, Parameter(show=False)] = None
+) -> int:
+    """Render the page of a run again from its report.json and evidence; no computing.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    """
+    from robustcv import report as report_package
+
+    print(report_package.write(run))
+    return errors.DONE
+
+
+def demo(
+    *,
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+    data: str = "digits",
+    eps: str = "16/255",
+    n: Annotated[int, Parameter(name=("--n", "-n"))] = 300,
+    epochs: int = 10,
+    seed: int = 0,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
+) -> int:
+    """Train, audit, harden, audit again, explain both, and compare: the whole story on real digits, in a minute.
+
+    Parameters
+    ----------
+    out
+        Folder for the runs; by default reports/demo-TIME-DATA.
+    data
+        Data set.
+    eps
+        Radius to attack and to harden against.
+    n
+        Test images to audit.
+    epochs
+        Epochs of training, and of hardening.
+    seed
+        Seed of every random choice.
+    quiet
+        Say nothing on stderr.
+    """
+    from robustcv import demo as tour
+
+    folder = runs.default_folder("demo", data) if out is None else out
+    print(tour.run(folder, data=data, eps=eps, n=n, epochs=epochs, seed=seed, quiet=quiet))
+    return errors.DONE
+
+
+def list_names(kind: str | None = None, /) -> int:
+    """Show what there is: attacks, explainers, datasets, architectures, objectives.
+
+    Parameters
+    ----------
+    kind
+        One of these; all of them where not given.
+    """
+    from robustcv.attacks import ATTACKS
+    from robustcv.data import DATASETS
+    from robustcv.explainers import EXPLAINERS
+    from robustcv.models import ARCHITECTURES
+    from robustcv.training import OBJECTIVES
+
+    every: dict[str, dict[str, Any]] = {
+        "attacks": ATTACKS,
+        "explainers": EXPLAINERS,
+        "datasets": DATASETS,
+        "architectures": ARCHITECTURES,
+        "objectives": OBJECTIVES,
+    }
+    if kind is not None and kind not in every:
+        raise errors.unknown_name("kind", kind, every)
+    for name, registry in every.items():
+        if kind in (None, name):
+            print(f"{name}:")
+            for key, function in registry.items():
+                print(f"  {key:<22} {(function.__doc__ or '').splitlines()[0]}")
+    return errors.DONE
+
+
+def build(config: Path | None = None) -> cyclopts.App:
+    """Build the app; the config file must be known before the arguments are bound."""
+    origins = Origins(config)
+    app = cyclopts.App(
+        name="robustcv",
+        help="How often is an image classifier right, how easily is it broken, and what does it look at?",
+        version=__version__,
+        help_format="markdown",
+        config=origins,
+        result_action="return_value",
+    )
+    for verb in (api.train, api.audit, api.harden, api.explain, api.compare):
+        app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
+    app.command(report)
+    app.command(list_names, name="list")
+    app.command(demo)
+    return app
+
+
+_folder: list[Path] = []
+
+
+def _remember_folder(folder: Path) -> None:
+    _folder[:] = [folder]
+
+
+def _terminated(signum: int, frame: Any) -> None:
+    raise SystemExit(128 + signum)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; the exit status says how it went."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    place = arguments.index("--config") + 1 if "--config" in arguments else 0
+    config = Path(arguments[place]) if 0 < place < len(arguments) else None
+    try:
+        code = build(config)(arguments, exit_on_error=False, print_error=True)
+        sys.exit(code if isinstance(code, int) else errors.DONE)
+    except UserError as error:
+        if os.environ.get("ROBUSTCV_DEBUG"):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(errors.BAD_INPUT)
+    except cyclopts.CycloptsError:
+        sys.exit(errors.BAD_INPUT)
+    except KeyboardInterrupt:
+        where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
+        print(f"\ninterrupted{where}", file=sys.stderr)
+        sys.exit(errors.INTERRUPTED)

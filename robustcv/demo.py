@@ -1,0 +1,34 @@
+"""demo: the whole story in a minute, on real images that come with the package."""
+
+from pathlib import Path
+
+from robustcv import api, runs, runtime
+
+STAGES = 15  # of the six runs below, as they count themselves
+
+
+def run(folder: Path, *, data: str, eps: str, n: int, epochs: int, seed: int, quiet: bool) -> Path:
+    """Train, audit, harden, audit again with the same images, explain both, compare; gives the comparison's page.
+
+    Parameters
+    ----------
+    folder
+        Gets one folder per run: train, audit, harden, audit-hardened, compare.
+    """
+    runs.open_folder(folder, resume=False, fingerprint="")
+    explain = ("integrated_gradients", "gradient_shap", "partition_shap")
+    with runtime.sharing(runtime.Progress(stages=STAGES, quiet=quiet)) as progress:
+        api.train(data, epochs=epochs, seed=seed, out=folder / "train")
+        api.audit(
+            str(folder / "train"), data, n=n, eps=eps, seed=seed, explain=explain, cases=12, out=folder / "audit"
+        )
+        api.harden(str(folder / "train"), eps=eps, epochs=epochs, seed=seed, out=folder / "harden")
+        hardened = folder / "audit-hardened"
+        api.audit(str(folder / "harden"), data, n=n, eps=eps, seed=seed, explain=explain, cases=12, out=hardened)
+        with progress.stage("compare", 1) as advance:
+            made = api.compare(
+                folder / "audit", hardened, names=("standard", "hardened"), out=folder / "compare"
+            )
+            advance(1)
+    assert made.page is not None
+    return made.page
