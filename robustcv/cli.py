@@ -35,7 +35,9 @@ def _annotation(name: str, annotation: Any) -> Any:
     """Give the command line's type of a verb's parameter."""
     short = (_SHORT[name],) if name in _SHORT else ()
     if name in _LISTS:
-        return Annotated[tuple[str, ...], Parameter(name=f"--{name}", converter=_split_commas, negative="", show_default=_shown)]
+        return Annotated[
+            tuple[str, ...], Parameter(name=f"--{name}", converter=_split_commas, negative="", show_default=_shown)
+        ]
     if name in ("eps", "set", "fail_under", "names"):
         long = "--" + name.replace("_", "-")
         return Annotated[tuple[str, ...], Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
@@ -47,8 +49,10 @@ def _annotation(name: str, annotation: Any) -> Any:
         return Annotated[str, Parameter(name="--model")]
     if name == "out":
         return Annotated[Path | None, Parameter(name=("--out", "-o"), help=OUT_HELP)]
-    negative = {} if name == "sweep" else {"negative": ""}
-    return Annotated[annotation, Parameter(name=(f"--{name.replace('_', '-')}", *short), **negative)]
+    long = f"--{name.replace('_', '-')}"
+    if name == "sweep":
+        return Annotated[annotation, Parameter(name=long)]
+    return Annotated[annotation, Parameter(name=(long, *short), negative="")]
 
 
 def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run], dict[str, Any]], int]) -> Any:
@@ -70,7 +74,9 @@ def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run
     config = Annotated[Path | None, Parameter(name="--config", help=CONFIG_HELP)]
     as_json = Annotated[bool, Parameter(name="--json", help=JSON_HELP, negative="")]
     for extra, annotation, default in (("config", config, None), ("as_json", as_json, False)):
-        parameters.append(inspect.Parameter(extra, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        parameters.append(
+            inspect.Parameter(extra, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
 
     def command(*args: Any, **kwargs: Any) -> int:
         named = dict(zip([p.name for p in parameters if p.kind is p.POSITIONAL_ONLY], args, strict=False))
@@ -133,9 +139,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     return int(run.record.exit_code)
 
 
-def report(
-    run: Path, /, *, config: Annotated[Path | None, Parameter(show=False)] = None
-) -> int:
+def report(run: Path, /, *, config: Annotated[Path | None, Parameter(show=False)] = None) -> int:
     """Render the page of a run again from its report.json and evidence; no computing.
 
     Parameters

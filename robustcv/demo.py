@@ -19,16 +19,12 @@ def run(folder: Path, *, data: str, eps: str, n: int, epochs: int, seed: int, qu
     explain = ("integrated_gradients", "gradient_shap", "partition_shap")
     with runtime.sharing(runtime.Progress(stages=STAGES, quiet=quiet)) as progress:
         api.train(data, epochs=epochs, seed=seed, out=folder / "train")
-        api.audit(
-            str(folder / "train"), data, n=n, eps=eps, seed=seed, explain=explain, cases=12, out=folder / "audit"
-        )
+        api.audit(str(folder / "train"), data, n=n, eps=eps, seed=seed, explain=explain, cases=20, out=folder / "audit")
         api.harden(str(folder / "train"), eps=eps, epochs=epochs, seed=seed, out=folder / "harden")
         hardened = folder / "audit-hardened"
-        api.audit(str(folder / "harden"), data, n=n, eps=eps, seed=seed, explain=explain, cases=12, out=hardened)
+        api.audit(str(folder / "harden"), data, n=n, eps=eps, seed=seed, explain=explain, cases=20, out=hardened)
         with progress.stage("compare", 1) as advance:
-            made = api.compare(
-                folder / "audit", hardened, names=("standard", "hardened"), out=folder / "compare"
-            )
+            made = api.compare(folder / "audit", hardened, names=("standard", "hardened"), out=folder / "compare")
             advance(1)
     assert made.page is not None
     return made.page

@@ -69,7 +69,7 @@ def paired(both: int, only_a: int, only_b: int, neither: int, level: float = 0.9
     low_b, high_b = wilson(b, n, level)
     share_a, share_b = a / n, b / n
     margins = a * (n - a) * b * (n - b)
-    numerator = both * neither - only_a * only_b
+    numerator: float = both * neither - only_a * only_b
     if numerator > 0:  # continuity correction of method 10
         numerator = max(numerator - n / 2, 0)
     phi = numerator / math.sqrt(margins) if margins else 0.0

@@ -64,7 +64,8 @@ def linf_project(
 
 def linf_distance(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """Measure the largest change of one value."""
-    return (candidates.double() - images.double()).abs().flatten(1).amax(1)
+    distance: Tensor = (candidates.double() - images.double()).abs().flatten(1).amax(1)
+    return distance
 
 
 def l2_start(
@@ -82,7 +83,9 @@ def l2_ascend(gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     flat = gradient.flatten(1)
     # dividing by the largest value first keeps tiny gradients from vanishing when squared
     flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    return (flat / flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)).reshape_as(gradient)
+    length = flat.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    direction: Tensor = (flat / length).reshape_as(gradient)
+    return direction
 
 
 def l2_project(
@@ -100,7 +103,8 @@ def l2_project(
 
 def l2_distance(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """Measure the Euclidean length of the change."""
-    return (candidates.double() - images.double()).flatten(1).norm(dim=1)
+    distance: Tensor = (candidates.double() - images.double()).flatten(1).norm(dim=1)
+    return distance
 
 
 NORMS = {

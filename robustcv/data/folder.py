@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -153,6 +154,7 @@ def _scan_archive(source: Path, progress: Progress) -> list[ImageFile]:
                 place = _place(parts)
                 if place is None or path.suffix.lower() not in SUFFIXES:
                     raise _misplaced(member.name, source)
+                read: Callable[[], bytes]
                 if plain:
                     read = _PartOfFile(source, member.offset_data, member.size)
                     identity = f"{member.offset_data}"
@@ -305,7 +307,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
         return image, self.labels[row]  # type: ignore[return-value]
 
 
-def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> np.ndarray:  # type: ignore[type-arg]
+def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:
     """Decode every file in parallel workers into one array."""
     workers = min(4, os.cpu_count() or 1) if len(dataset) > 2000 else 0
     loader = DataLoader(dataset, 256, num_workers=workers, collate_fn=_gather)
@@ -321,9 +323,9 @@ def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progre
     return pixels
 
 
-def _gather(items: list[tuple[Tensor | UserError, int]]) -> Tensor | tuple[str, str, str, str]:
+def _gather(items: list[tuple[Tensor | UserError, int]]) -> Tensor | UserError:
     error = next((image for image, _ in items if isinstance(image, UserError)), None)
-    return error or torch.stack([image for image, _ in items if isinstance(image, Tensor)])  # type: ignore[return-value]
+    return error or torch.stack([image for image, _ in items if isinstance(image, Tensor)])
 
 
 def _archive_key(source: Path, split: str, resize: int | None, seed: int) -> str:

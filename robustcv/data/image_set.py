@@ -1,7 +1,7 @@
 """Images with labels and class names: `ImageSet` in memory, `ImageStream` decoded on the way; one interface."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -250,9 +250,7 @@ def stratified(labels: Int64[Tensor, " n"], n: int, seed: int) -> Int64[Tensor, 
     exact = counts * n / len(values)
     quota = np.floor(exact).astype(int)
     quota[np.argsort(-(exact - quota), kind="stable")[: n - quota.sum()]] += 1
-    chosen = [
-        rng.permutation(np.flatnonzero(values == label))[:k] for label, k in zip(classes, quota, strict=True)
-    ]
+    chosen = [rng.permutation(np.flatnonzero(values == label))[:k] for label, k in zip(classes, quota, strict=True)]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
@@ -306,7 +304,7 @@ def as_images(
     return ImageSet(_eight_bit(pixels), truth, class_names, name)
 
 
-def _pairs(loader: Callable[..., Any] | Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
     for item in loader:
         if not (isinstance(item, list | tuple) and len(item) >= 2 and isinstance(item[0], Tensor)):
             raise UserError(

@@ -101,9 +101,7 @@ def _shape_distance(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
     radius = torch.sqrt(x * x + y * y)
     square = torch.maximum(x.abs(), y.abs()) - 0.8
     triangle = torch.maximum(torch.maximum(y * -1.0 - 0.5, 0.866 * x + 0.5 * y - 0.5), -0.866 * x + 0.5 * y - 0.5)
-    arms = torch.minimum(
-        torch.maximum(x.abs() - 1.0, y.abs() - 0.28), torch.maximum(y.abs() - 1.0, x.abs() - 0.28)
-    )
+    arms = torch.minimum(torch.maximum(x.abs() - 1.0, y.abs() - 0.28), torch.maximum(y.abs() - 1.0, x.abs() - 0.28))
     ring = (radius - 0.75).abs() - 0.22
     sector = torch.remainder(torch.atan2(y, x), 2 * math.pi / 5) - math.pi / 5
     star = radius * (torch.cos(sector) + 1.4 * torch.sin(sector).abs()) - 0.66 * 1.0

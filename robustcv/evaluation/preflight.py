@@ -78,7 +78,11 @@ def _mode(was_training: bool) -> Check:
 def _logits(logits: Tensor) -> Check:
     sums = logits.sum(1)
     probabilities = bool((logits >= 0).all() and ((sums - 1).abs() < 1e-4).all())
-    figure = "rows sum to 1 and none is negative" if probabilities else f"outputs from {logits.min():.3g} to {logits.max():.3g}"
+    figure = (
+        "rows sum to 1 and none is negative"
+        if probabilities
+        else f"outputs from {logits.min():.3g} to {logits.max():.3g}"
+    )
     fix = "remove the softmax at the end: on probabilities, gradient attacks saturate and report too much robustness"
     return _check("logits", not probabilities, figure, fix)
 
@@ -101,7 +105,9 @@ def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
         first, second = classifier(batch), classifier(batch)
     gap = float((first - second).abs().max())
     fix = "an attack against a random model must average over its randomness; the figures here are too high"
-    return _check("deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix)
+    return _check(
+        "deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix
+    )
 
 
 def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:

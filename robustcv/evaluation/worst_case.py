@@ -119,9 +119,7 @@ def worst_case(
                 rows = block[broken_at[planned.name][block] > eps]
                 key = f"attack-{planned.name}-{norm}-{eps:.6g}-block-{number}"
                 parts.append(
-                    _attack_block(
-                        classifier, images, rows, remember, planned, norm, eps, seed, device, state, key
-                    )
+                    _attack_block(classifier, images, rows, remember, planned, norm, eps, seed, device, state, key)
                 )
                 advance(len(block))
             rows, broken, distances = (

@@ -1,4 +1,4 @@
-"""What is judged: architectures by name in `ARCHITECTURES`, and classifiers from runs, torchvision and your own files."""
+"""What is judged: architectures by name in `ARCHITECTURES`; classifiers from runs, torchvision and your own files."""
 
 import importlib.util
 import sys

@@ -76,7 +76,7 @@ def _refused(path: Path, error: Exception) -> UserError:
         "RCV-E053",
         f"{path} was refused: it cannot be read without running code that the file chooses",
         reason,
-        "where you trust it: torch.load it yourself, then safetensors.torch.save_file(model.state_dict(), 'w.safetensors')",
+        "where you trust it: torch.load it yourself, then save its state dict with safetensors.torch.save_file",
     )
 
 
@@ -137,7 +137,7 @@ def read_description(path: Path) -> dict[str, Any]:
             "RCV-E055",
             f"{path} is missing or cannot be read",
             "the architecture of the weights is not known",
-            "give the run folder as robustcv wrote it, or name the architecture with --model and the file with --weights",
+            "give the whole run folder as robustcv wrote it, with model.json beside model.safetensors",
         ) from error
     weights = path.with_name("model.safetensors")
     if found.get("format") != 1 or hashlib.sha256(weights.read_bytes()).hexdigest() != found.get("weights_sha256"):

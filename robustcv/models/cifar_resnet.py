@@ -57,5 +57,5 @@ def cifar_resnet20(*, classes: int = 10, size: int = 32, channels: int = 3) -> n
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
     with torch.no_grad():
-        network[-1].bias.zero_()  # type: ignore[union-attr, operator]
+        network[-1].bias.zero_()  # type: ignore[operator]
     return network

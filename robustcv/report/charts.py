@@ -63,7 +63,9 @@ def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str
     colour, dash, shape = _scales(alt, names)
     ticks = sorted({row["eps"] for row in rows})
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), labelExpr="datum.value", labelOverlap=False)),
+        x=alt.X(
+            "eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), labelExpr="datum.value", labelOverlap=False)
+        ),
         color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
     )
     title = "accuracy under attack"
@@ -140,7 +142,9 @@ def training_curve(rows: list[Row], *, selected: int, label: str) -> str:
             axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 12)),
         ),
         y=alt.Y("share:Q", title="accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
-        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)),
+        color=alt.Color(
+            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)
+        ),
     )
     line = base.mark_line(strokeWidth=2.5).encode(
         strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)

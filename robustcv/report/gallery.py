@@ -23,10 +23,14 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
         items.append(Item(_title(case, record.data), strips, _meta(case)))
     chosen = list(dict.fromkeys(case.selection for case in record.cases))
     counts = ", ".join(f"{sum(case.selection == each for case in record.cases)} {each}" for each in chosen)
-    shown = "clean · attacked · change, amplified · heat maps before and after" if record.attacks else "image · heat maps"
+    shown = (
+        "clean · attacked · change, amplified · heat maps before and after" if record.attacks else "image · heat maps"
+    )
     small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO
     preview = "" if small else " · previews; the exact pixels are in evidence/"
-    subtitle = f"{shown}, on one scale per image (blue against the class named, orange for it) · chosen: {counts}{preview}"
+    subtitle = (
+        f"{shown}, on one scale per image (blue against the class named, orange for it) · chosen: {counts}{preview}"
+    )
     columns = max((len(strip.pictures) for item in items for strip in item.strips), default=1)
     return Gallery(tuple(items), pixelated=small, columns=columns), subtitle
 
@@ -41,9 +45,10 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
     )  # fmt: skip
     items = []
     size = 0
-    for image, number in places[0].items():
-        if image not in places[1]:
-            continue
+    shared = [image for image in places[0] if image in places[1]]
+    shared.sort(key=lambda image: sides[0].cases[places[0][image]].outcome == sides[1].cases[places[1][image]].outcome)
+    for image in shared:
+        number = places[0][image]
         strips: list[Strip] = []
         for side, letter, at in ((sides[0], "a", number), (sides[1], "b", places[1][image])):
             maps = _arrays(files, f"evidence/{letter}/heatmaps.safetensors")
@@ -55,8 +60,8 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
         first = sides[0].cases[number]
         items.append(Item(_title(first, data), tuple(strips), f"image {first.index} · chosen: {first.selection}"))
     subtitle = (
-        "clean · attacked · change, amplified · heat maps before and after, on one scale per row (blue against the class "
-        "named, orange for it) · every image that both audits show"
+        "clean · attacked · change, amplified · heat maps before and after, one scale per row (blue against the class "
+        "named, orange for it) · every image that both audits show, those with different outcomes first"
     )
     return Gallery(tuple(items), pixelated=size <= images.LOSSLESS_UP_TO), subtitle
 

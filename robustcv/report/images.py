@@ -31,7 +31,7 @@ def heatmap_pair(maps: list[NDArray[np.float32]]) -> tuple[list[NDArray[np.uint8
 
 
 def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int]:
-    """Show a change ``c h w`` around mid-grey, amplified by a whole number so that its largest value nearly saturates."""
+    """Show a change ``c h w`` around mid-grey, amplified by a whole number until its largest value nearly saturates."""
     change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
     largest = float(np.abs(change).max())
     factor = max(1, int(0.5 / largest)) if largest > 0 else 1

@@ -51,7 +51,12 @@ def threat(eps: float, norm: str) -> str:
 
 def points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}{NBSP}pp"
+    return f"{signed(100 * difference)}{NBSP}pp"
+
+
+def signed(value: float) -> str:
+    """Write a number with one decimal and its sign, a real minus where it is below 0."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def arrow(difference: float) -> str:

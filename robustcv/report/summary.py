@@ -46,10 +46,10 @@ def _audit_sentence(record: Record) -> str:
     text = f"Right on {numbers.percent(clean)} of images, and on {numbers.percent(robust)} under attack at {where}"
     for gate in record.gates:
         metric = robust if gate.name == "robust_accuracy" else clean
-        label = "robust accuracy" if gate.name == "robust_accuracy" else "clean accuracy"
+        label = "Robust accuracy" if gate.name == "robust_accuracy" else "Clean accuracy"
         word = {"passed": "is above", "failed": "is below", "across": "cannot be told from"}[gate.outcome]
         gate_at = f"{100 * gate.threshold:g}{numbers.NBSP}%"
-        text = f"{label[0].upper()}{label[1:]} {numbers.percent(metric)} ({numbers.interval(metric)}) {word} the gate of {gate_at}"
+        text = f"{label} {numbers.percent(metric)} ({numbers.interval(metric)}) {word} the gate of {gate_at}"
         if gate.outcome != "passed":
             break
     raised = [check for check in record.preflight if check.status == "raised"]
@@ -83,10 +83,11 @@ def _compare_sentence(record: Record) -> str:
     n = pair.both + pair.only_a + pair.only_b + pair.neither
     before, after = (numbers.share((pair.both + only) / n, n) for only in (pair.only_a, pair.only_b))
     where = numbers.threat(pair.eps or 0, pair.norm or "linf")
+    robust = f"Robust accuracy at {where}"
     if pair.low <= 0 <= pair.high:
-        return f"{a} and {b} cannot be told apart at {where}: {before} against {after} robust accuracy on {n:,} images."
-    word = "lifts" if pair.difference > 0 else "lowers"
-    return f"{b} {word} robust accuracy at {where} from {before} to {after}, against {a} on the same {n:,} images."
+        return f"{robust} shows no difference: {before} ({a}) and {after} ({b}) on the same {n:,} images."
+    word = "rises" if pair.difference > 0 else "falls"
+    return f"{robust} {word} from {before} ({a}) to {after} ({b}) on the same {n:,} images."
 
 
 _SENTENCES: dict[str, Callable[[Record], str]] = {
@@ -103,7 +104,7 @@ def paired_headline(record: Record) -> PairedMetric | None:
     assert record.comparison is not None
     pairs = [pair for pair in record.comparison.paired if pair.name == "robust_accuracy"]
     at_headline = [pair for pair in pairs if pair.eps == record.headline_eps]
-    return (at_headline or pairs[-1:] or [None])[0]
+    return next(iter(at_headline or pairs[-1:]), None)
 
 
 def tiles(record: Record) -> tuple[Tile, ...]:
@@ -168,7 +169,9 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
             )
         )
     error = record.metric("calibration_error")
-    made.append(Tile("Calibration error", numbers.percent(error), numbers.interval(error) if error else "no test split"))
+    made.append(
+        Tile("Calibration error", numbers.percent(error), numbers.interval(error) if error else "no test split")
+    )
     seconds = sum(epoch.seconds for epoch in training.epochs)
     each = seconds / max(1, len(training.epochs))
     made.append(Tile("Training time", numbers.duration(seconds), f"{numbers.duration(each)} an epoch"))
@@ -215,7 +218,11 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
     pair = paired_headline(record)
     if pair is not None:
         made.append(
-            Tile("Images won and lost", f"+{pair.only_b:,} −{pair.only_a:,}", f"McNemar, exact: {numbers.p_value(pair.p_value)}")
+            Tile(
+                "Images won and lost",
+                f"+{pair.only_b:,} −{pair.only_a:,}",
+                f"McNemar, exact: {numbers.p_value(pair.p_value)}",
+            )
         )
     return tuple(made[:4])
 

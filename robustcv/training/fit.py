@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -117,7 +118,7 @@ def fit(
             objective=objective,
             perturb=perturb,
             batch_size=batch_size,
-            rate=lambda done, epoch=epoch: learning_rate * SCHEDULES[schedule]((epoch + done) / epochs),
+            rate=partial(_rate, schedule=schedule, highest=learning_rate, epoch=epoch, epochs=epochs),
             augment=augment,
             generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch),
             device=device,
@@ -154,6 +155,10 @@ def fit(
     if best:
         classifier.load_state_dict(best)
     return Fitted(history, selected)
+
+
+def _rate(done: float, *, schedule: str, highest: float, epoch: int, epochs: int) -> float:
+    return highest * SCHEDULES[schedule]((epoch + done) / epochs)
 
 
 def _optimizer(name: str, classifier: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:

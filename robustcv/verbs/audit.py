@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -90,7 +90,13 @@ def audit(
             )
         drawn = _draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         explained, files = explain_cases(
-            classifier, drawn, options["explain"], chosen_options, seed=seed, batch_size=batch_size, device=device,
+            classifier,
+            drawn,
+            options["explain"],
+            chosen_options,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
             progress=progress,
         )
     ece, bins = calibration(predictions, seed=seed)
@@ -176,7 +182,9 @@ def judge_gates(
         match: dict[str, Any] = {"eps": headline, "attack": None} if name == "robust_accuracy" else {}
         metric = records.find_metric(metrics, name, **match)
         low, high = (metric.low or 0.0, metric.high or 0.0) if metric else (0.0, 1.0)
-        outcome = "passed" if low >= threshold else "failed" if high < threshold else "across"
+        outcome: Literal["passed", "failed", "across"] = (
+            "passed" if low >= threshold else "failed" if high < threshold else "across"
+        )
         judged_gates.append(records.Gate(name=name, threshold=threshold, outcome=outcome))
     outcomes = {gate.outcome for gate in judged_gates}
     if "failed" in outcomes:
@@ -233,6 +241,7 @@ def _draw_cases(
         if attacked is not None:
             fields = _measure(classifier, clean, attacked[None], int(images.labels[row]), device)
             fields |= {"attack": tried[0], "norm": outcome.norm, "eps": tried[1]}
+        state: Literal["broken", "survived", "wrong when clean"]
         state = "broken" if broken_by else "survived" if attacked is not None else "wrong when clean"
         drawn.cases.append(
             records.Case(
@@ -299,8 +308,17 @@ def explain_cases(
         for method in methods:
             with progress.stage(f"explain by {method}", len(pixels)) as advance:
                 maps, result = explain_images(
-                    classifier, stacked, wanted, names, name=method, explain=EXPLAINERS[method],
-                    options=options.get(method, {}), seed=seed, batch_size=batch_size, device=device, advance=advance,
+                    classifier,
+                    stacked,
+                    wanted,
+                    names,
+                    name=method,
+                    explain=EXPLAINERS[method],
+                    options=options.get(method, {}),
+                    seed=seed,
+                    batch_size=batch_size,
+                    device=device,
+                    advance=advance,
                 )
             results.append(result)
             for position, (k, kind) in enumerate(owners):
@@ -390,5 +408,3 @@ def _successes(images: ImageSet, outcome: WorstCase) -> bytes:
             }
             lines.append(json.dumps(line))
     return ("\n".join(lines) + "\n").encode() if lines else b""
-
-

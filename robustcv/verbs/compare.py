@@ -88,7 +88,8 @@ def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, flo
 def _stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:
     """Tell which images no attack of this norm broke at or below eps."""
     at = [array for name, array in verdicts.items() if name.startswith(f"broken_at/{norm}/")]
-    return np.min(at, axis=0) > eps * (1 + 1e-9)
+    first: NDArray[np.float64] = np.min(at, axis=0)
+    return first > eps * (1 + 1e-9)
 
 
 def _paired(

@@ -64,8 +64,14 @@ def explain(
                 )
             )
         (cases, results), files = explain_cases(
-            classifier, drawn, options["methods"], method_options, seed=options["seed"],
-            batch_size=options["batch_size"], device=device, progress=progress,
+            classifier,
+            drawn,
+            options["methods"],
+            method_options,
+            seed=options["seed"],
+            batch_size=options["batch_size"],
+            device=device,
+            progress=progress,
         )
     record = records.Record(
         verb="explain",

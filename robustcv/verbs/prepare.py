@@ -77,7 +77,7 @@ def parse_eps(value: Any) -> float:
 
 
 def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float, ...]]:
-    """Give the headline eps (the first) and all eps to try: those given and, with ``sweep``, 1/4 to 4 times the largest.
+    """Give the headline eps (the first) and all to try: those given and, with ``sweep``, 1/4 to 4 times the largest.
 
     Raises
     ------
@@ -119,7 +119,10 @@ def parse_options(given: Any, names: dict[str, Any]) -> dict[str, dict[str, Any]
             method, dot, key = path.partition(".")
             if not (equals and dot):
                 raise UserError(
-                    "RCV-E004", f"--set {text!r} cannot be read", "the form is METHOD.OPTION=VALUE", "--set pgd.steps=50"
+                    "RCV-E004",
+                    f"--set {text!r} cannot be read",
+                    "the form is METHOD.OPTION=VALUE",
+                    "--set pgd.steps=50",
                 )
             try:
                 parsed = json.loads(value)
@@ -148,7 +151,7 @@ def device_of(loaded: Loaded, name: str) -> torch.device:
         return torch.device("cpu") if parameter is None else parameter.device
     device = runtime.pick_device(name)
     if loaded.source != "python object":
-        loaded.classifier.to(device, memory_format=torch.channels_last)
+        loaded.classifier.to(device).to(memory_format=torch.channels_last)
     return device
 
 

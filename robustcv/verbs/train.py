@@ -27,9 +27,7 @@ from robustcv.verbs.prepare import Clock, Result, describe_model, judged, parse_
 VALIDATION_SHARE = 0.1
 
 
-def train(
-    images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress
-) -> Result:
+def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress) -> Result:
     """Train a new classifier; ``options`` are the keyword arguments of `robustcv.train`, all of them."""
     clock = Clock()
     sets = TrainingSets(images, labels, options, progress)
@@ -78,7 +76,7 @@ def run_training(
 ) -> Result:
     """Fit, select by validation, read the test split once, and describe everything."""
     classifier = loaded.classifier
-    classifier.to(device, memory_format=torch.channels_last)
+    classifier.to(device).to(memory_format=torch.channels_last)
     perturb = training_attack(options)
     names = default_augment(sets.train, options["augment"])
     state.require_same("inputs", runs.fingerprint(sets.train.labels.tolist(), sets.validation.labels.tolist()))
@@ -112,7 +110,8 @@ def run_training(
     training = records.Training(
         objective=options["objective"],
         options={
-            **{name: options[name] for name in TRAINING_OPTIONS if name in options},
+            **{name: options[name] for name in TRAINING_OPTIONS},
+            **({name: options[name] for name in ATTACK_OPTIONS} if perturb else {}),
             "augment": list(names),
             "data": sets.train.name,
         },
@@ -143,9 +142,8 @@ def run_training(
     return Result(record, files, classifier)
 
 
-TRAINING_OPTIONS = (
-    "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "seed", "eps", "norm", "steps",
-)
+TRAINING_OPTIONS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "seed")
+ATTACK_OPTIONS = ("eps", "norm", "steps")
 
 
 def _to_bytes(content: dict[str, Any]) -> bytes:

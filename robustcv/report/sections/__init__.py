@@ -1,0 +1,28 @@
+"""The sections of the page, in order: each a function from the record to a section, or None where it has nothing."""
+
+from collections.abc import Callable, Mapping
+
+from robustcv.records import Record
+from robustcv.report.blocks import Section
+from robustcv.report.sections.comparison import changes, paired
+from robustcv.report.sections.evidence import calibration, cases, explanations, training
+from robustcv.report.sections.findings import findings, limits
+from robustcv.report.sections.reproduction import glossary, next_step, reproduce
+from robustcv.report.sections.robustness import classes, curve, threat_model
+
+SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
+    "curve": curve,
+    "findings": findings,
+    "limits": limits,
+    "paired": paired,
+    "classes": classes,
+    "cases": cases,
+    "explanations": explanations,
+    "calibration": calibration,
+    "training": training,
+    "next": next_step,
+    "threat": threat_model,
+    "changes": changes,
+    "reproduce": reproduce,
+    "glossary": glossary,
+}

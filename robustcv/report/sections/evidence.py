@@ -1,0 +1,135 @@
+"""Cases with heat maps, the explanation methods, calibration and learning curves."""
+
+from collections.abc import Mapping
+
+from robustcv.records import Record
+from robustcv.report import charts, numbers
+from robustcv.report.blocks import Cell, Chart, Section, Table
+from robustcv.report.gallery import case_gallery, paired_gallery
+
+Files = Mapping[str, bytes]
+
+
+def cases(record: Record, files: Files) -> Section | None:
+    """Show the cases with their heat maps."""
+    if record.comparison is not None:
+        gallery, subtitle = paired_gallery(record.comparison, files)
+        title = "The same images, both models"
+    elif record.cases:
+        gallery, subtitle = case_gallery(record, files)
+        title = "Cases" if record.verb == "audit" else "Heat maps"
+    else:
+        return None
+    return Section("cases", title, subtitle, (gallery,), title) if gallery.items else None
+
+
+def explanations(record: Record, files: Files) -> Section | None:
+    """Tabulate the explanation methods: what they explained, against which baseline, how complete, at what cost."""
+    if record.comparison is not None:
+        sides = [(f"{side.name}: ", side.explanations) for side in (record.comparison.a, record.comparison.b)]
+    else:
+        sides = [("", record.explanations)]
+    rows = tuple(
+        (
+            Cell(f"{prefix}{result.method}"),
+            Cell(f"{result.details.get('target', '')} of the predicted class"),
+            Cell(str(result.details.get("baseline", "none"))),
+            Cell(f"{result.images:,}", number=True),
+            Cell(_gap(result.median_error), number=True),
+            Cell(_gap(result.worst_error), number=True),
+            Cell(f"{result.forwards / max(1, result.images):,.0f}", number=True),
+            Cell(numbers.duration(result.seconds), number=True),
+        )
+        for prefix, results in sides
+        for result in results
+    )
+    if not rows:
+        return None
+    headers = (
+        "method",
+        "explains",
+        "baseline",
+        "maps",
+        "completeness gap, median",
+        "worst",
+        "forward-equivalents a map",
+        "time",
+    )
+    note = "completeness gap: |sum of the map − change of the logit from the baseline| as a share of that change"
+    return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
+
+
+def _gap(value: float | None) -> str:
+    return "none known" if value is None else f"{100 * value:.2f}{numbers.NBSP}%"
+
+
+def calibration(record: Record, files: Files) -> Section | None:
+    """Draw the reliability diagram."""
+    filled = [each for each in record.calibration if each.n]
+    error = record.metric("calibration_error")
+    if not filled or error is None:
+        return None
+    rows = [{"confidence": each.confidence, "accuracy": each.correct / each.n, "n": each.n} for each in filled]
+    label = f"Accuracy against confidence; expected calibration error {numbers.percent(error)}"
+    table = Table(
+        ("confidence", "mean confidence", "accuracy", "n"),
+        tuple(
+            (
+                Cell(f"{each.low:.2f}–{each.high:.2f}"),
+                Cell(numbers.share(each.confidence, 100), number=True),
+                Cell(numbers.share(each.correct / each.n, each.n), number=True),
+                Cell(f"{each.n:,}", number=True),
+            )
+            for each in filled
+        ),
+        folded="Data table",
+    )
+    subtitle = (
+        f"expected calibration error {numbers.percent(error)} ({numbers.interval(error)}), {error.method} · 15 bins"
+    )
+    chart = Chart(charts.reliability(rows, label=label), table)
+    return Section("calibration", "Calibration", subtitle, (chart,), "Calibration")
+
+
+def training(record: Record, files: Files) -> Section | None:
+    """Draw the learning curves, of the run itself or of the model that was audited."""
+    made = record.training
+    if made is None:
+        return None
+    rows = []
+    for epoch in made.epochs:
+        seen = "training images, as trained on" if made.objective == "standard" else "training images, attacked"
+        rows.append({"series": seen, "epoch": epoch.epoch, "share": epoch.correct / epoch.n})
+        right = epoch.validation_correct / epoch.validation_n
+        rows.append({"series": "validation, clean", "epoch": epoch.epoch, "share": right})
+        if epoch.validation_robust is not None and epoch.validation_robust_n:
+            robust = epoch.validation_robust / epoch.validation_robust_n
+            rows.append({"series": "validation, attacked", "epoch": epoch.epoch, "share": robust})
+    label = f"Accuracy over {len(made.epochs)} epochs; epoch {made.selected_epoch} was kept"
+    chart = Chart(charts.training_curve(rows, selected=made.selected_epoch, label=label), _epoch_table(record))
+    subtitle = (
+        f"{made.objective} · kept: epoch {made.selected_epoch}, by {made.selected_by} · the test split was read once"
+    )
+    return Section("training", "Training", subtitle, (chart,), "Training")
+
+
+def _epoch_table(record: Record) -> Table:
+    assert record.training is not None
+    rows = tuple(
+        (
+            Cell(str(epoch.epoch)),
+            Cell(f"{epoch.loss:.3f}", number=True),
+            Cell(numbers.share(epoch.correct / epoch.n, epoch.n), number=True),
+            Cell(numbers.share(epoch.validation_correct / epoch.validation_n, epoch.validation_n), number=True),
+            Cell(
+                "not run"
+                if epoch.validation_robust is None
+                else numbers.share(epoch.validation_robust / epoch.validation_n, epoch.validation_n),
+                number=True,
+            ),
+            Cell(numbers.duration(epoch.seconds), number=True),
+        )
+        for epoch in record.training.epochs
+    )
+    headers = ("epoch", "loss", "training", "validation, clean", "validation, attacked", "time")
+    return Table(headers, rows, folded="Data table")

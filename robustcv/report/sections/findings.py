@@ -1,0 +1,123 @@
+"""What to know first, each line written by a rule with a number; and what the figures do not show."""
+
+from collections.abc import Mapping
+
+from robustcv.records import Record
+from robustcv.report import numbers
+from robustcv.report.blocks import Bullet, Bullets, Section
+from robustcv.report.summary import headline
+
+Files = Mapping[str, bytes]
+
+
+def findings(record: Record, files: Files) -> Section | None:
+    """List what a reviewer should know first, worst first; each line is written by a rule with a number."""
+    bullets: list[Bullet] = []
+    for check in record.preflight:
+        if check.status == "raised":
+            bullets.append(Bullet(f"{check.check}: {check.figure}. Next: {check.fix}.", "RCV-F01"))
+    for rule in (_weakest_class, _one_step_flatters, _stands_at_large_eps, _overconfident, _incomplete_maps, _traded):
+        if (bullet := rule(record)) is not None:
+            bullets.append(bullet)
+    if not bullets:
+        return None
+    return Section("findings", "Findings", "worst first", (Bullets(tuple(bullets)),), place="side")
+
+
+def _weakest_class(record: Record) -> Bullet | None:
+    rows = record.comparison.b.classes if record.comparison else record.classes
+    judged = [row for row in rows if row.robust is not None and row.n > 0]
+    if not judged or record.headline_eps is None:
+        return None
+    worst = min(judged, key=lambda row: ((row.robust or 0) / row.n, row.name))
+    clean, robust = (numbers.share(count / worst.n, worst.n) for count in (worst.clean, worst.robust or 0))
+    who = f" ({record.comparison.b.name})" if record.comparison else ""
+    return Bullet(
+        f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack, n = {worst.n}",
+        "RCV-F02",
+        "classes",
+    )
+
+
+def _one_step_flatters(record: Record) -> Bullet | None:
+    single = record.metric("robust_accuracy", eps=record.headline_eps, attack="fgsm")
+    worst = headline(record)
+    if single is None or worst is None or single.count is None or worst.count is None or single.count == worst.count:
+        return None
+    gap = (single.count - worst.count) / worst.n
+    return Bullet(f"FGSM alone would overstate robustness by {100 * gap:.1f} pp", "RCV-F03", "curve")
+
+
+def _stands_at_large_eps(record: Record) -> Bullet | None:
+    worst = [each for each in record.metrics if each.name == "robust_accuracy" and each.attack is None]
+    if not worst or not record.data:
+        return None
+    last = max(worst, key=lambda metric: metric.eps or 0)
+    chance = 1 / len(record.data.class_names)
+    if last.low is None or last.low <= chance:
+        return None
+    where = numbers.threat(last.eps or 0, last.norm or "linf")
+    return Bullet(
+        f"{numbers.percent(last)} still stand at {where}, more than chance: try larger eps, or distrust the attack",
+        "RCV-F04",
+        "curve",
+    )
+
+
+def _overconfident(record: Record) -> Bullet | None:
+    filled = [each for each in record.calibration if each.n]
+    error = record.metric("calibration_error")
+    if error is None or error.low is None or error.low < 0.05 or not filled:
+        return None
+    over = sum(each.confidence * each.n for each in filled) > sum(each.correct for each in filled)
+    word = "over" if over else "under"
+    return Bullet(f"{word}confident: calibration error {numbers.percent(error)}", "RCV-F05", "calibration")
+
+
+def _incomplete_maps(record: Record) -> Bullet | None:
+    for result in record.explanations:
+        if result.median_error is not None and result.median_error > 0.05:
+            gap = f"{100 * result.median_error:.0f} %"
+            return Bullet(
+                f"{result.method}: maps miss {gap} of the logit's change (median); use more steps",
+                "RCV-F06",
+                "explanations",
+            )
+    return None
+
+
+def _traded(record: Record) -> Bullet | None:
+    if record.comparison is None:
+        return None
+    clean = record.comparison.paired[0]
+    figure = f"{numbers.points(clean.difference)} ({numbers.p_value(clean.p_value)})"
+    if clean.low <= 0 <= clean.high:
+        return Bullet(
+            f"Clean accuracy shows no difference: {figure}",
+            "RCV-F07",
+            "paired",
+        )
+    word = "gained" if clean.difference > 0 else "lost"
+    return Bullet(
+        f"Clean accuracy {word}: {figure}",
+        "RCV-F07",
+        "paired",
+    )
+
+
+def limits(record: Record, files: Files) -> Section | None:
+    """Say what the figures do not show."""
+    if not (record.attacks or record.comparison):
+        return None
+    norms = {each.norm for each in (record.comparison.b.attacks if record.comparison else record.attacks)}
+    others = [name for key, name in numbers.NORM_NAMES.items() if key not in norms]
+    items = [
+        f"other threats: {', '.join(others)}, patches, rotations, corruptions",
+        "attacks adapted by hand to this model",
+        "a guarantee: robust accuracy is an upper bound",
+    ]
+    if record.data and record.data.n < record.data.total:
+        items.append(f"the other {record.data.total - record.data.n:,} images of the split")
+    where = f"under {' and '.join(numbers.NORM_NAMES[norm] for norm in sorted(norms))} only"
+    blocks = (Bullets(tuple(Bullet(text) for text in items)),)
+    return Section("limits", "What this does not show", where, blocks, place="side")

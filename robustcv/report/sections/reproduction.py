@@ -1,0 +1,70 @@
+"""How to repeat the run, what its numbers mean, and what to do next."""
+
+from collections.abc import Mapping
+
+from robustcv.records import Record
+from robustcv.report import numbers
+from robustcv.report.blocks import Cell, Section, Table, Text
+
+Files = Mapping[str, bytes]
+
+
+def reproduce(record: Record, files: Files) -> Section | None:
+    """Give what is needed to repeat the run."""
+    environment = record.environment
+    identity = [("command", environment.command), ("robustcv", record.version), ("started (UTC)", environment.started)]
+    identity += [("took", numbers.duration(environment.seconds)), ("device", environment.device)]
+    identity += [("platform", f"{environment.platform}, Python {environment.python}, {environment.threads} threads")]
+    identity += [("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))]
+    if record.model:
+        identity += [("model", f"{record.model.source}, {record.model.parameters:,} parameters")]
+        identity += [("weights SHA-256", record.model.sha256)]
+    if record.comparison:
+        for side in (record.comparison.a, record.comparison.b):
+            identity += [(side.name, f"{side.run}, weights SHA-256 {side.model.sha256[:16]}")]
+    if (data := record.data) is not None:
+        identity += [
+            (
+                "images",
+                f"{data.name}, {data.split}, {data.n:,} of {data.total:,}, {data.selection}",
+            )
+        ]
+        identity += [("images SHA-256", data.sha256)]
+    if record.passes.forward:
+        identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
+    facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))
+    options = tuple((Cell(name), Cell(numbers.plain(value))) for name, value in record.options.items())
+    folded = Table(("option", "value"), options, folded="Options, all of them")
+    subtitle = "same seed, same machine, same result; config.toml in the run folder repeats the run"
+    return Section("reproduce", "Reproduce", subtitle, (facts, folded), "Reproduce")
+
+
+_CLEAN = "right answers / images, nothing changed"
+_ROBUST = "images right when clean that no attack broke / images; an upper bound: a better attack could break more"
+_EPS = "largest change allowed: of one value for L-inf, of the Euclidean length for L2; pixels lie in [0, 1]"
+_ECE = "sum over 15 confidence bins of share of images × |accuracy − mean confidence| (Guo et al. 2017)"
+_GAP = "|sum of the map − (logit of the image − logit of the baseline)| / |that difference|"
+_CI = "Wilson interval for shares; bootstrap where said; Newcombe's for paired differences"
+
+
+def glossary(record: Record, files: Files) -> Section | None:
+    """Define every number of the first screen."""
+    both = record.comparison is not None
+    terms = [
+        ("clean accuracy", _CLEAN, True),
+        ("robust accuracy", _ROBUST, bool(record.attacks) or both),
+        ("eps", _EPS, bool(record.attacks) or both),
+        ("calibration error", _ECE, record.metric("calibration_error") is not None or both),
+        ("completeness gap", _GAP, bool(record.explanations) or both),
+        ("95 % CI", _CI, True),
+    ]
+    rows = tuple((Cell(name), Cell(text)) for name, text, used in terms if used)
+    return Section("glossary", "What the numbers mean", "", (Table(("", ""), rows),))
+
+
+def next_step(record: Record, files: Files) -> Section | None:
+    """Say in words what a page without attacks rests on."""
+    if record.verb not in ("train", "harden"):
+        return None
+    text = "Training does not measure how easily a model is broken, or what it looks at: `robustcv audit` does."
+    return Section("next", "What next", "", (Text(text),), place="full")

@@ -1,0 +1,186 @@
+"""The curve over eps, accuracy per class, and the threat model with what each attack cost."""
+
+from collections.abc import Mapping
+
+from robustcv.records import AttackResult, ClassRow, Metric, Record, Side
+from robustcv.report import charts, numbers
+from robustcv.report.blocks import Cell, Chart, Section, Table
+from robustcv.report.images import cividis
+
+Files = Mapping[str, bytes]
+FEW_CLASSES, MANY_CLASSES = 12, 50
+
+
+def curve(record: Record, files: Files) -> Section | None:
+    """Draw robust accuracy over eps: each attack alone and the worst case, or the worst cases of two runs."""
+    if record.comparison is not None:
+        a, b = record.comparison.a, record.comparison.b
+        series = {side.name: _with_clean(side.metrics, None) for side in (a, b)}
+        attacks = sorted({each.name for side in (a, b) for each in side.attacks})
+        classes = len(b.classes)
+    else:
+        attacks = list(dict.fromkeys(each.name for each in record.attacks))
+        names: dict[str | None, str] = {
+            None: "worst case",
+            **({name: f"{name} alone" for name in attacks} if len(attacks) > 1 else {}),
+        }
+        series = {label: _with_clean(record.metrics, name) for name, label in names.items()}
+        classes = len(record.classes)
+    series = {name: metrics for name, metrics in series.items() if len(metrics) > 1}
+    if not series:
+        return None
+    norm = next(metric.norm for metrics in series.values() for metric in metrics if metric.norm) or "linf"
+    factor = 255.0 if norm == "linf" else 1.0
+    rows = [
+        {
+            "series": name,
+            "eps": round((metric.eps or 0) * factor, 4),
+            "share": (metric.count or 0) / metric.n,
+            "low": metric.low,
+            "high": metric.high,
+        }
+        for name, metrics in series.items()
+        for metric in metrics
+    ]
+    unit = "k/255, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
+    svg = charts.robustness_curve(
+        rows, chance=1 / max(classes, 1), x_title=f"eps ({unit})", label=_curve_takeaway(series, norm)
+    )
+    every = sorted({metric.eps or 0 for metrics in series.values() for metric in metrics})
+    table = Table(
+        ("eps", *series),
+        tuple(
+            (
+                Cell(numbers.eps_short(eps, norm)),
+                *(_metric_cell(next((m for m in metrics if (m.eps or 0) == eps), None)) for metrics in series.values()),
+            )
+            for eps in every
+        ),
+        folded="Data table",
+    )
+    subtitle = (
+        f"Worst case per image over {', '.join(attacks)} · bands: pointwise 95 % Wilson · dotted: chance, 1/{classes}"
+    )
+    return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
+
+
+def _with_clean(metrics: tuple[Metric, ...], attack: str | None) -> list[Metric]:
+    robust = [each for each in metrics if each.name == "robust_accuracy" and each.attack == attack]
+    clean = [each for each in metrics if each.name == "clean_accuracy"]
+    return [*clean, *sorted(robust, key=lambda each: each.eps or 0)]
+
+
+def _curve_takeaway(series: dict[str, list[Metric]], norm: str) -> str:
+    parts = []
+    for name, metrics in series.items():
+        last = metrics[-1]
+        where = numbers.threat(last.eps or 0, norm)
+        parts.append(f"{name}: {numbers.percent(metrics[0])} clean, {numbers.percent(last)} at {where}")
+    return "Robust accuracy over eps. " + "; ".join(parts) + "."
+
+
+def _metric_cell(metric: Metric | None) -> Cell:
+    if metric is None:
+        return Cell("not run")
+    return Cell(numbers.percent(metric), numbers.interval(metric), number=True)
+
+
+def classes(record: Record, files: Files) -> Section | None:
+    """Tabulate accuracy per class, clean and under attack, worst first."""
+    if record.comparison is not None:
+        sides = [(f"{side.name}, ", side.classes) for side in (record.comparison.a, record.comparison.b)]
+    else:
+        sides = [("", record.classes)]
+    if not sides[0][1] or all(row.robust is None for row in sides[-1][1]):
+        return None
+    order = sorted(range(len(sides[-1][1])), key=lambda k: _standing(sides[-1][1][k]))
+    norm = next((each.norm for each in _attacks(record)), "linf")
+    where = numbers.threat(record.headline_eps or 0.0, norm)
+    names = tuple(sides[0][1][k].name for k in order)
+    lines = [("n", tuple(Cell(f"{sides[0][1][k].n:,}", number=True) for k in order))]
+    for prefix, rows in sides:
+        lines.append((f"{prefix}clean", tuple(_heat_cell(rows[k].clean, rows[k].n) for k in order)))
+        lines.append((f"{prefix}{where}", tuple(_heat_cell(rows[k].robust, rows[k].n) for k in order)))
+    smallest = min((row.n for row in sides[0][1] if row.n), default=1)
+    subtitle = (
+        f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
+    )
+    return Section("classes", "Per class", subtitle, _class_tables(names, lines), "Per class")
+
+
+def _class_tables(names: tuple[str, ...], lines: list[tuple[str, tuple[Cell, ...]]]) -> tuple[Table, ...]:
+    """Lay few classes out as a matrix, many as a list whose end is folded."""
+    if len(names) <= FEW_CLASSES:
+        rows = tuple((Cell(label), *cells) for label, cells in lines)
+        return (Table(("", *names), rows, matrix=True),)
+    headers = ("class", *(label for label, _ in lines))
+    rows = tuple((Cell(name), *(cells[k] for _, cells in lines)) for k, name in enumerate(names))
+    tables = [Table(headers, rows[:MANY_CLASSES])]
+    if len(rows) > MANY_CLASSES:
+        tables.append(Table(headers, rows[MANY_CLASSES:], folded=f"{len(rows) - MANY_CLASSES} more classes"))
+    return tuple(tables)
+
+
+def _attacks(record: Record) -> tuple[AttackResult, ...]:
+    return record.comparison.b.attacks if record.comparison else record.attacks
+
+
+def _standing(row: ClassRow) -> tuple[float, str]:
+    return ((row.robust or 0) / row.n if row.n else 2.0, row.name)
+
+
+def _heat_cell(count: int | None, n: int) -> Cell:
+    if count is None or n == 0:
+        return Cell("not run" if n else "no image", number=True)
+    background, colour = cividis(count / n)
+    return Cell(numbers.share(count / n, n), number=True, background=background, colour=colour)
+
+
+def threat_model(record: Record, files: Files) -> Section | None:
+    """State the threat model, the attacks as run, and what they cost."""
+    sides: list[Side | Record] = [record] if record.comparison is None else [record.comparison.a, record.comparison.b]
+    if not sides[-1].attacks:
+        return None
+    norm = sides[-1].attacks[0].norm
+    stated = (
+        ("goal", "any wrong class (untargeted); NIST AI 100-2: evasion, integrity"),
+        ("knowledge", "white box: architecture, weights and gradients are known to the attacker"),
+        ("capability", f"each image changed within {numbers.NORM_NAMES[norm]} eps, and kept in [0, 1]"),
+        (
+            "success",
+            "a wrong answer, confirmed by a second forward pass of the plain model, inside the ball and the box",
+        ),
+        ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
+        ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
+    )
+    facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in stated))
+    rows = []
+    for side in sides:
+        prefix = f"{side.name}: " if isinstance(side, Side) else ""
+        for each in side.attacks:
+            measured = "none attacked" if each.max_distance is None else f"{each.max_distance:.5f}"
+            rows.append(
+                (
+                    Cell(f"{prefix}{each.name}", numbers.plain(each.options) if each.options else ""),
+                    Cell(numbers.threat(each.eps, each.norm)),
+                    Cell(f"{each.attempted:,}", number=True),
+                    Cell(f"{each.broken:,}", number=True),
+                    Cell(measured, f"eps {each.eps:.5f}", number=True),
+                    Cell(f"{each.forward:,}", number=True),
+                    Cell(f"{each.backward:,}", number=True),
+                    Cell(numbers.duration(each.seconds), number=True),
+                )
+            )
+    headers = (
+        "attack",
+        "at",
+        "attacked",
+        "broken",
+        "largest change measured",
+        "forward passes",
+        "backward passes",
+        "time",
+    )
+    subtitle = "an image broken at a smaller eps counts as broken at a larger one, and is not attacked again"
+    tables = (facts, Table(headers, tuple(rows), caption="Attacks as run"))
+    return Section("threat", "Threat model", subtitle, tables, "Threat model")
