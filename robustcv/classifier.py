@@ -96,7 +96,7 @@ class Tracked(nn.Module):
         self.judge = judge
         n = len(images)
         self.best = images.clone()
-        self.best_score = torch.full((n,), torch.inf, device=images.device)
+        self.best_score = torch.full((n,), torch.inf, dtype=images.dtype, device=images.device)
         self.in_play: Bool[Tensor, " n"] = torch.ones(n, dtype=torch.bool, device=images.device)
         self.forwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
         self.backwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
@@ -128,7 +128,7 @@ class Tracked(nn.Module):
             broken, score = self.judge(candidates.detach(), logits.detach(), rows)
             better = score < self.best_score[rows]
             self.best[rows[better]] = candidates.detach()[better]
-            self.best_score[rows[better]] = score[better]
+            self.best_score[rows[better]] = score[better].to(self.best_score.dtype)
             self.in_play[rows[broken]] = False
         return logits
 

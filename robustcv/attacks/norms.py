@@ -1,6 +1,6 @@
 """The balls an attack may move in: where to start, which way is up, how to come back, how far it went."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,18 +9,22 @@ from torch import Tensor
 from robustcv import draws
 
 
+@runtime_checkable
 class _Start(Protocol):
     def __call__(self, images: Tensor, eps: float, seeds: Tensor, stream: int) -> Tensor: ...
 
 
+@runtime_checkable
 class _Step(Protocol):
     def __call__(self, gradient: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class _Project(Protocol):
     def __call__(self, candidates: Tensor, images: Tensor, eps: float) -> Tensor: ...
 
 
+@runtime_checkable
 class _Distance(Protocol):
     def __call__(self, candidates: Tensor, images: Tensor) -> Tensor: ...
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from robustcv.errors import UserError
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
+@runtime_checkable
 class Images(Protocol):
     """What training and evaluation need of a set of images, wherever it lives."""
 

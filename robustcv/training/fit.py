@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from robustcv.training.objectives import Perturb
 from robustcv.training.schedules import SCHEDULES
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What the loop needs of a data set."""
 

@@ -1,6 +1,6 @@
 """What training minimises: pure functions that give a scalar loss and the logits it came from."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional
 from robustcv.classifier import frozen
 
 
+@runtime_checkable
 class Perturb(Protocol):
     """An attack with its options bound: images in, attacked images out."""
 

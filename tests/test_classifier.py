@@ -1,0 +1,88 @@
+"""The contract: frozen leaves no trace, Tracked counts what an independent hook counts."""
+
+import pytest
+import torch
+from conftest import Curved, make_images
+from torch import nn
+
+from robustcv.attacks import ATTACKS
+from robustcv.attacks.norms import NORMS
+from robustcv.classifier import Classifier, Tracked, frozen, rows_in_play
+from robustcv.evaluation.worst_case import make_judge
+
+
+def test_normalisation_and_resizing_happen_inside() -> None:
+    classifier = Classifier(nn.Flatten(), mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 2.0], size=(4, 4))
+    images = torch.full((2, 3, 8, 8), 0.6)
+    out = classifier(images)
+    assert out.shape == (2, 48)
+    assert out[0, ::16].tolist() == pytest.approx([1.0, 1.6, 0.15])
+    assert set(classifier.state_dict()) == {"mean", "std"}
+
+
+def test_frozen_restores_every_mode_and_flag_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(RuntimeError, match="boom"), frozen(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        raise RuntimeError("boom")
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+class Counting(nn.Module):
+    """Counts rows through forward and backward on its own, with hooks on the inside of the model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.forwards, self.backwards = inner, 0, 0
+
+    def forward(self, images):
+        self.forwards += len(images)
+        if images.requires_grad:
+            images.register_hook(self._seen)
+        return self.inner(images)
+
+    def _seen(self, gradient) -> None:
+        self.backwards += len(gradient)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_tracked_counts_equal_an_independent_hook_count(name: str) -> None:
+    model = Counting(Curved().double())
+    images = make_images(9)
+    labels = torch.arange(9) % 4
+    tracked = Tracked(model, images, make_judge(images, labels, NORMS["linf"], 0.02))
+    with frozen(model):
+        ATTACKS[name](tracked, images, labels, eps=0.02)
+    assert int(tracked.forwards.sum()) == model.forwards > 0
+    assert int(tracked.backwards.sum()) == model.backwards > 0
+
+
+def test_an_image_stops_the_moment_it_is_broken() -> None:
+    model = Curved().double()
+    images = make_images(12)
+    labels = torch.arange(12) % 4
+    tracked = Tracked(model, images, make_judge(images, labels, NORMS["linf"], 0.3))
+    with frozen(model):
+        ATTACKS["pgd"](tracked, images, labels, eps=0.3, steps=10)
+        broken_at_once = model(images).argmax(1) != labels
+    assert tracked.broken.all()
+    assert (tracked.forwards < 11).all()
+    with torch.no_grad():
+        assert (model(tracked.best).argmax(1) != labels).all()
+    assert broken_at_once.any()  # otherwise nothing above could stop at the first query
+
+
+def test_a_query_about_other_rows_is_refused() -> None:
+    images = make_images(3)
+    tracked = Tracked(Curved().double(), images, make_judge(images, torch.zeros(3).long(), NORMS["linf"], 0.1))
+    with pytest.raises(RuntimeError, match="3 images were queried"):
+        tracked(images)
+    assert len(rows_in_play(tracked, images)) == 3
+    with pytest.raises(RuntimeError, match="3 rows are in play but 2 images were queried"):
+        tracked(images[:2])
