@@ -256,7 +256,7 @@ def test_pgd_is_no_weaker_than_foolbox_with_the_same_budget() -> None:
     images = make_images(64, dtype=torch.float32)
     with frozen(model):
         labels = model(images).argmax(1)
-        eps, steps = 0.02, 20
+        eps, steps = 0.008, 20
         attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=2.5 * eps / steps)
         fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
         torch.manual_seed(0)

@@ -27,13 +27,13 @@ MEMORY_LIMIT = 2 << 30  # decoded bytes; a larger set is streamed
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One file: where it stands, which split and class it belongs to, how to get its bytes, what tells it apart."""
+    """One file: where it stands, which split and class it belongs to, how many bytes it has and how to get them."""
 
     name: str
     split: str | None
     class_name: str
     read: Callable[[], bytes]
-    identity: str
+    size: int
 
 
 def folder(
@@ -72,7 +72,7 @@ def folder(
     if not source.exists():
         raise UserError("RCV-E040", f"{path} does not exist", "there are no images to read", "check --data")
     archive_key = _archive_key(source, split, resize, seed) if source.is_file() else None
-    if archive_key and (hit := cache.read(archive_key)):
+    if archive_key and (hit := cache.read(archive_key)) and hit.pixels.nbytes <= memory_limit:
         return _from_cache(hit, source)
     files = _scan_archive(source, progress) if archive_key else _scan_folder(source)
     classes = _check_layout(files, source)
@@ -128,8 +128,7 @@ def _scan_folder(root: Path) -> list[ImageFile]:
         place = _place(parts)
         if place is None or path.suffix.lower() not in SUFFIXES:
             raise _misplaced(str(path.relative_to(root)), root)
-        status = path.stat()
-        files.append(ImageFile(str(path), *place, path.read_bytes, f"{status.st_dev}:{status.st_ino}"))
+        files.append(ImageFile(str(path), *place, path.read_bytes, path.stat().st_size))
     empty = [path for path in sorted(root.rglob("*")) if path.is_dir() and not any(path.iterdir())]
     if empty:
         raise UserError(
@@ -157,12 +156,10 @@ def _scan_archive(source: Path, progress: Progress) -> list[ImageFile]:
                 read: Callable[[], bytes]
                 if plain:
                     read = _PartOfFile(source, member.offset_data, member.size)
-                    identity = f"{member.offset_data}"
                 else:
                     content = archive.extractfile(member)
-                    data = content.read() if content else b""
-                    read, identity = _Bytes(data), hashlib.blake2b(data, digest_size=16).hexdigest()
-                files.append(ImageFile(f"{source}:{member.name}", *place, read, identity))
+                    read = _Bytes(content.read() if content else b"")
+                files.append(ImageFile(f"{source}:{member.name}", *place, read, member.size))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             "RCV-E043", f"{source} cannot be read as a tar archive", str(error), "make it again, or give a folder"
@@ -224,12 +221,16 @@ def _check_layout(files: list[ImageFile], source: Path) -> dict[str, int]:
 
 
 def _check_overlap(files: list[ImageFile]) -> None:
-    """Refuse a file that stands in two splits: by link, or in a compressed archive by content."""
-    seen: dict[str, ImageFile] = {}
+    """Refuse a file that stands in two splits, linked or copied; only files of equal size need to be read."""
+    splits_of_size: dict[int, set[str | None]] = {}
     for file in files:
-        other = seen.setdefault(file.identity, file)
-        if other.split != file.split:
-            raise _shared(file, other)
+        splits_of_size.setdefault(file.size, set()).add(file.split)
+    seen: dict[bytes, ImageFile] = {}
+    for file in files:
+        if len(splits_of_size[file.size]) > 1:
+            other = seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), file)
+            if other.split != file.split:
+                raise _shared(file, other)
 
 
 def _shared(file: ImageFile, other: ImageFile) -> UserError:
@@ -283,7 +284,7 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
         )
 
 
-class _Decoded(Dataset[tuple[Tensor, int]]):
+class _Decoded(Dataset[tuple[Tensor | UserError, int]]):
     """Decodes on demand; an error is given back as a value, so that a worker can pass it on."""
 
     def __init__(
@@ -294,7 +295,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
         image = _decode(self.files[row], self.resize)
         if isinstance(image, Tensor) and tuple(image.shape) != self.shape:
             (_, h, w), (_, height, width) = image.shape, self.shape
@@ -304,7 +305,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
                 "images of one set must have one size",
                 f"add --resize {min(height, width)} (shorter side resized, centre cropped)",
             )
-        return image, self.labels[row]  # type: ignore[return-value]
+        return image, self.labels[row]
 
 
 def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:

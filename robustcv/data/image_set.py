@@ -161,7 +161,7 @@ class ImageStream:
 
     def __init__(
         self,
-        dataset: Dataset[tuple[Tensor, int]],
+        dataset: Dataset[Any],
         labels: Int64[Tensor, " n"],
         class_names: tuple[str, ...],
         shape: tuple[int, int, int],

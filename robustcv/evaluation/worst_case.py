@@ -181,10 +181,10 @@ def _attack_block(
         counts, seconds = tensors.pop("counts").tolist(), float(tensors.pop("seconds"))
         return _Attacked(**tensors, forward=counts[0], backward=counts[1], seconds=seconds)
     started = time.monotonic()
-    chosen = images.take(rows)
     if len(rows) == 0:
         none = torch.empty(0)
         return _Attacked(rows, none.bool(), none.double(), rows, torch.empty(0, *images.shape), 0, 0, 0.0)
+    chosen = images.take(rows)
     clean, labels = next(chosen.batches(len(rows)))
     clean, labels = clean.to(device), labels.to(device)
     ball = NORMS[norm]
@@ -195,7 +195,7 @@ def _attack_block(
     with torch.no_grad():
         if len(open_rows):
             tracked(returned[open_rows])  # an attack may return what it never queried
-        best = torch.where(tracked.best_score.isfinite()[:, None, None, None], tracked.best, clean)
+        best = torch.where((tracked.best_score < torch.inf)[:, None, None, None], tracked.best, clean)
         fooled, _ = tracked.judge(best, classifier(best), torch.arange(len(rows), device=device))
     broken = (tracked.broken & fooled).cpu()
     keep = broken | remember[rows]
