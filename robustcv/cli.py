@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import sys
+import tomllib
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,36 +21,34 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_LISTS = ("attacks", "explain", "methods", "augment")
+_COMMAS = ("attacks", "explain", "methods", "augment")
+_WORDS = ("eps", "set", "fail_under", "names")
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none"
+    return ", ".join(map(str, value or ())) or "none"
 
 
 def _split_commas(type_: Any, tokens: Sequence[cyclopts.Token]) -> tuple[str, ...]:
     return tuple(part for token in tokens for part in token.value.split(",") if part)
 
 
-def _annotation(name: str, annotation: Any) -> Any:
-    """Give the command line's type of a verb's parameter."""
+def _annotation(name: str, annotation: Any, default: Any) -> Any:
+    """Give the command line's type of a verb's parameter; an option that may be left out keeps its None."""
     short = (_SHORT[name],) if name in _SHORT else ()
-    if name in _LISTS:
-        return Annotated[
-            tuple[str, ...], Parameter(name=f"--{name}", converter=_split_commas, negative="", show_default=_shown)
-        ]
-    if name in ("eps", "set", "fail_under", "names"):
-        long = "--" + name.replace("_", "-")
-        return Annotated[tuple[str, ...], Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
-    if name in ("images", "data"):
-        return Annotated[str, Parameter(name="--data")]
-    if name in ("run_a", "run_b"):
-        return Annotated[Path, Parameter(name=f"--{name}")]
-    if name == "model":
-        return Annotated[str, Parameter(name="--model")]
-    if name == "out":
-        return Annotated[Path | None, Parameter(name=("--out", "-o"), help=OUT_HELP)]
     long = f"--{name.replace('_', '-')}"
+    words: Any = tuple[str, ...] if default is not None else tuple[str, ...] | None
+    text: Any = str if default is not None else str | None
+    if name in _COMMAS:
+        return Annotated[words, Parameter(name=long, converter=_split_commas, negative="", show_default=_shown)]
+    if name in _WORDS:
+        return Annotated[words, Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
+    if name == "images":
+        return Annotated[text, Parameter(name="--data")]
+    if name == "out":
+        return Annotated[Path | None, Parameter(name=(long, *short), help=OUT_HELP)]
+    if name == "model":
+        return Annotated[text, Parameter(name=long)]
     if name == "sweep":
         return Annotated[annotation, Parameter(name=long)]
     return Annotated[annotation, Parameter(name=(long, *short), negative="")]
@@ -62,15 +61,14 @@ def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run
     for name, parameter in inspect.signature(verb).parameters.items():
         if name == "labels":
             continue
-        positional = name in ("run_a", "run_b")
         default = parameter.default
-        if name == "eps" or (name in (*_LISTS, "set", "fail_under") and isinstance(default, tuple | list)):
+        if name in (*_COMMAS, *_WORDS) and default is not None:
             default = (default,) if isinstance(default, str) else tuple(default)
-        annotation = _annotation(name, hints.get(name, str))
-        if positional:
-            annotation = Path
-        kind = parameter.POSITIONAL_ONLY if positional else parameter.KEYWORD_ONLY
-        parameters.append(parameter.replace(kind=kind, default=default, annotation=annotation))
+        if name in ("run_a", "run_b"):
+            parameters.append(parameter.replace(kind=parameter.POSITIONAL_ONLY, annotation=Path))
+            continue
+        annotation = _annotation(name, hints.get(name, str), default)
+        parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     config = Annotated[Path | None, Parameter(name="--config", help=CONFIG_HELP)]
     as_json = Annotated[bool, Parameter(name="--json", help=JSON_HELP, negative="")]
     for extra, annotation, default in (("config", config, None), ("as_json", as_json, False)):
@@ -104,11 +102,11 @@ class Origins:
         if self.config is None:
             return
         try:
-            cyclopts.config.Toml(self.config, must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
-        except FileNotFoundError as error:
-            raise UserError(
-                "RCV-E007", f"{self.config} does not exist", "the options cannot be read", "check --config"
-            ) from error
+            tomllib.loads(self.config.read_text())
+        except (OSError, ValueError) as error:
+            what = f"{self.config} does not exist" if not self.config.exists() else f"{self.config} is not valid TOML"
+            raise UserError("RCV-E007", what, str(error).splitlines()[0], "check --config") from error
+        cyclopts.config.Toml(self.config, use_commands_as_keys=False)(app, commands, arguments)
         for argument in arguments:
             if argument.tokens:
                 self.origin.setdefault(argument.field_info.name, f"config {self.config}")
@@ -270,3 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
         print(f"\ninterrupted{where}", file=sys.stderr)
         sys.exit(errors.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -234,9 +234,7 @@ def test_keeping_the_last_iterate_costs_one_pass_less_and_is_the_last(problem) -
 
 def test_more_restarts_never_break_less(problem) -> None:
     model, images, labels = problem
-    one, five = (
-        model(pgd(model, images, labels, eps=0.02, steps=2, restarts=k)).argmax(1) != labels for k in (1, 5)
-    )
+    one, five = (model(pgd(model, images, labels, eps=0.02, steps=2, restarts=k)).argmax(1) != labels for k in (1, 5))
     assert not (one & ~five).any()
 
 

@@ -16,7 +16,7 @@ from robustcv.data.augment import crop, flip, rotate
 from robustcv.data.shapes import CLASSES, shapes
 from robustcv.errors import UserError
 
-# -- subsets and splits --------------------------------------------------------------------------------------------------
+# -- subsets and splits ---
 
 
 def test_a_subset_keeps_the_shares_of_the_classes_and_repeats() -> None:
@@ -41,7 +41,7 @@ def test_a_split_shares_no_row_and_loses_none() -> None:
     assert len(b) == 19
 
 
-# -- embedded and rendered ------------------------------------------------------------------------------------------------
+# -- embedded and rendered ---
 
 
 def test_digits_are_all_there_and_the_splits_share_no_image() -> None:
@@ -94,7 +94,7 @@ def test_a_planted_shortcut_tells_the_class_in_training_only() -> None:
     assert (slot(test.images) == test.labels).float().mean() < 0.25
 
 
-# -- from Python ------------------------------------------------------------------------------------------------------------
+# -- from Python ---
 
 
 def test_a_tensor_a_dataset_and_a_loader_give_the_same_hashes() -> None:
@@ -133,7 +133,7 @@ def test_bad_input_from_python_is_refused(images, labels, message) -> None:
         as_images(images, labels, ("a", "b"))
 
 
-# -- folders and archives ------------------------------------------------------------------------------------------------------
+# -- folders and archives ---
 
 
 def png(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
@@ -305,7 +305,7 @@ def test_the_cifar_archive_is_read_without_unpacking(real_data: Path) -> None:
     assert np.array_equal(test.in_memory().images[0].permute(1, 2, 0).numpy(), first)
 
 
-# -- augmentation, against slow second versions ----------------------------------------------------------------------------------
+# -- augmentation, against slow second versions ---
 
 
 def test_flip_mirrors_about_half_of_the_images() -> None:

@@ -1,4 +1,4 @@
-"""The worst case: exact where it can be, independent of batches, the same after a resume, never fooled by a bad attack."""
+"""The worst case: exact where it can be, independent of batches, the same after a resume, not fooled by bad attacks."""
 
 from pathlib import Path
 
@@ -45,7 +45,9 @@ def test_robust_accuracy_of_a_binary_linear_model_is_exact() -> None:
     model = make_linear(2, dtype=torch.float32)
     images = image_set(model, 80, classes=2)
     logits = model(images.images).detach()
-    margin = logits.gather(1, images.labels[:, None]).squeeze(1) - logits.gather(1, 1 - images.labels[:, None]).squeeze(1)
+    margin = logits.gather(1, images.labels[:, None]).squeeze(1) - logits.gather(1, 1 - images.labels[:, None]).squeeze(
+        1
+    )
     nearest = margin / (model.weights[0] - model.weights[1]).detach().abs().sum()
     outcome = run(model, images)
     for eps in SWEEP:

@@ -110,7 +110,8 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
             network = torchvision.models.get_model(name, weights=version or "DEFAULT")
         else:
             found = checkpoint.load_weights(weights)
-            network = torchvision.models.get_model(name, weights=None, num_classes=_classes_in(found, name))
+            classes = _classes_in(found, torchvision.models.get_model(name, weights=None), name)
+            network = torchvision.models.get_model(name, weights=None, num_classes=classes)
             checkpoint.fill(network, found, weights)
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -124,12 +125,18 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
     return Loaded(classifier, f"torchvision:{name}", name)
 
 
-def _classes_in(weights: dict[str, torch.Tensor], name: str) -> int:
-    """Read the number of classes off the last matrix of a state dict."""
-    matrices = [tensor for tensor in weights.values() if tensor.ndim >= 2]
-    if not matrices:
-        raise UserError("RCV-E052", f"no matrix in the weights of {name}", "not a classifier", "check --weights")
-    return int(matrices[-1].shape[0])
+def _classes_in(weights: dict[str, torch.Tensor], network: nn.Module, name: str) -> int:
+    """Read the number of classes off the weights of the network's last layer."""
+    layers = [key for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    matrix = weights.get(f"{layers[-1]}.weight", weights.get(f"module.{layers[-1]}.weight"))
+    if matrix is None:
+        raise UserError(
+            "RCV-E054",
+            f"the weights hold no {layers[-1]}.weight, the last layer of {name}",
+            "they were made for another architecture, so the number of classes is not known",
+            "name the architecture the weights were made with (--model)",
+        )
+    return int(matrix.shape[0])
 
 
 def _from_file(rest: str, weights: str | None) -> Loaded:

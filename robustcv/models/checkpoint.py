@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError("RCV-E051", f"{path} is not a safetensors file", str(error), "save it again") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on old pickles; they are read, or refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise _refused(path, error) from error
     for key in ("state_dict", "model_state_dict", "model"):  # the usual wrappings of training scripts

@@ -1,0 +1,162 @@
+"""The verbs from Python: the same numbers from every kind of input, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import robustcv as rc
+from robustcv import runs
+from robustcv.errors import UserError
+
+QUICK = {"n": 40, "eps": "16/255", "sweep": False, "explain": (), "cases": 0, "quiet": True}
+
+
+def test_importing_costs_no_torch_and_every_public_name_is_there() -> None:
+    code = (
+        "import sys, robustcv as rc, robustcv.report, robustcv.cli; assert 'torch' not in sys.modules;"
+        "[getattr(rc, name) for name in rc.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rc.nothing
+    assert set(rc.__all__) <= set(dir(rc))
+
+
+def test_a_spec_a_module_a_tensor_and_a_loader_give_the_same_numbers(trained: Path) -> None:
+    model = rc.load_classifier(str(trained))
+    images = rc.load_images("digits", n=40)
+    pixels = images.images.float() / 255
+    every = [
+        rc.audit(str(trained), "digits", **QUICK),
+        rc.audit(model.eval(), images, **QUICK),
+        rc.audit(model, pixels, images.labels, **QUICK),
+        rc.audit(model, DataLoader(TensorDataset(pixels, images.labels), 16), **QUICK),
+    ]
+    for run in every[1:]:
+        assert run.data.sha256 == every[0].data.sha256
+        assert [m.count for m in run.metrics] == [m.count for m in every[0].metrics]
+    assert every[0].folder is None and every[0].page is None
+    assert every[0].passes.forward > 40
+
+
+def test_an_audit_leaves_the_module_as_it_was_found(trained: Path) -> None:
+    model = rc.load_classifier(str(trained)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    images = rc.load_images("digits", n=20)
+    run = rc.audit(model, images, eps=0.05, sweep=False, cases=2, quiet=True)
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert next(check for check in run.preflight if check.check == "eval mode").status == "raised"
+    assert run.verdict == "INCONCLUSIVE" and run.exit_code == 0
+
+
+def test_the_same_seed_gives_the_same_record_but_for_time(trained: Path) -> None:
+    def stable(run) -> dict:
+        raw = json.loads(runs.to_json(run.record))
+        raw.pop("environment")
+        for part in [*raw["attacks"], *raw["explanations"]]:
+            part.pop("seconds")
+        return raw
+
+    options = {**QUICK, "cases": 4, "explain": ("integrated_gradients", "gradient_shap")}
+    first, second = (rc.audit(str(trained), "digits", **options) for _ in range(2))
+    assert stable(first) == stable(second)
+    assert first.files.keys() == second.files.keys()
+    assert all(first.files[name] == second.files[name] for name in first.files)
+    other = rc.audit(str(trained), "digits", **options, seed=1)
+    assert other.data.sha256 != first.data.sha256
+
+
+def test_l2_and_method_options_are_passed_on(trained: Path) -> None:
+    run = rc.audit(str(trained), "digits", **{**QUICK, "eps": 0.5}, norm="l2", set={"pgd": {"steps": 3, "restarts": 2}})
+    assert {attack.norm for attack in run.attacks} == {"l2"}
+    pgd = next(attack for attack in run.attacks if attack.name == "pgd")
+    assert pgd.options == {"steps": 3, "restarts": 2} and pgd.max_distance <= 0.5 + 1e-6
+    assert pgd.backward <= 6 * pgd.attempted
+
+
+def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_path: Path) -> None:
+    run = rc.audit(str(trained), "digits", **{**QUICK, "cases": 2})
+    page = run.save(tmp_path / "later")
+    assert page.read_text().startswith("<!doctype html>")
+    shown = run._repr_html_()
+    assert shown.startswith("<iframe srcdoc=") and 'sandbox="allow-scripts"' in shown
+    with pytest.raises(AttributeError):
+        _ = run.nothing
+
+
+def test_explain_shows_every_method_with_its_gap(trained: Path, tmp_path: Path) -> None:
+    run = rc.explain(str(trained), "digits", n=4, out=tmp_path / "explain", quiet=True)
+    assert [result.method for result in run.explanations] == ["integrated_gradients", "gradient_shap", "partition_shap"]
+    assert all(result.median_error is not None for result in run.explanations)
+    assert all(len(case.heatmaps) == 3 and case.heatmaps[0].target == case.prediction for case in run.cases)
+
+
+def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, audited: Path, tmp_path: Path) -> None:
+    rc.audit(str(trained), "digits", n=60, eps=["16/255", "8/255"], cases=6, out=tmp_path / "same", quiet=True)
+    same = rc.compare(audited, tmp_path / "same")
+    for pair in same.comparison.paired:
+        assert pair.only_a == pair.only_b == 0 and pair.difference == 0 and pair.p_value == 1
+    rc.audit(str(trained), "digits", n=50, eps="16/255", seed=1, cases=2, out=tmp_path / "other", quiet=True)
+    with pytest.raises(UserError, match="were made on different images"):
+        rc.compare(audited, tmp_path / "other")
+    forced = rc.compare(audited, tmp_path / "other", force=True, out=tmp_path / "forced")
+    assert forced.comparison.forced and "only the images in common" in forced.page.read_text()
+    with pytest.raises(UserError, match="is the run of `train`"):
+        rc.compare(trained, audited)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": "8"}, "did you mean 8/255"),
+        ({"eps": "x"}, "eps 'x' is not a number"),
+        ({"eps": 0}, r"eps 0 is outside \(0, 1\]"),
+        ({"norm": "l7"}, "no norm called 'l7'"),
+        ({"attacks": ["pdg"]}, "no attack called 'pdg'"),
+        ({"explain": ["lime"]}, "no explainer called 'lime'"),
+        ({"set": ["pgd.stps=3"]}, "no option of pgd called 'stps'"),
+        ({"set": ["pgd"]}, "cannot be read"),
+        ({"set": ["pdg.steps=3"]}, "no method called 'pdg'"),
+        ({"n": 100000}, "100000 images were asked for"),
+        ({"fail_under": ["robust_accuracy=2"]}, "is not a share"),
+        ({"device": "cuda:9"}, "cannot be used"),
+        ({"split": "valid"}, "no split 'valid'"),
+    ],
+)
+def test_a_users_mistake_is_answered_with_what_why_and_fix(trained: Path, change, message) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        rc.audit(str(trained), "digits", **{**QUICK, **change})
+    assert len(str(caught.value).splitlines()) == 3 and caught.value.code.startswith("RCV-E")
+
+
+def test_a_model_of_other_classes_is_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match="the data has 6 classes"):
+        rc.audit(str(trained), "shapes", **QUICK)
+
+
+def test_harden_needs_a_run_and_the_same_classes(trained: Path) -> None:
+    with pytest.raises(UserError, match="is not a run of robustcv"):
+        rc.harden(rc.load_classifier(str(trained)), quiet=True)
+    with pytest.raises(UserError, match="the images have other classes"):
+        rc.harden(str(trained), "shapes", quiet=True)
+    for key, value in (("objective", "trades"), ("schedule", "step"), ("optimizer", "lion")):
+        with pytest.raises(UserError, match=f"no {key} called '{value}'"):
+            rc.harden(str(trained), **{key: value}, quiet=True)
+
+
+def test_training_from_python_gives_the_classifier(tmp_path: Path) -> None:
+    images = rc.load_images("digits", split="train", n=100)
+    run = rc.train(images, epochs=1, augment=["none"], quiet=True)
+    assert run.metrics == () and run.classifier is not None
+    assert run.training.epochs[0].n == 90 and run.training.options["augment"] == []
+    assert run.classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(UserError, match="no augmentation called 'filp'"):
+        rc.train(images, epochs=1, augment=["filp"], quiet=True)

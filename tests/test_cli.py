@@ -1,0 +1,198 @@
+"""The command line: made from the signatures, honest exit codes, no traceback for a user's mistake."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from robustcv import api, cli, runs
+
+COMMAND = [sys.executable, "-m", "robustcv.cli"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process; gives exit code, stdout and stderr."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+AUDIT = ("--data", "digits", "-n", "30", "--eps", "16/255", "--no-sweep", "--cases", "2", "-q")
+
+
+def test_an_audit_writes_its_page_and_prints_the_path_last(capsys, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, printed, talk = call(capsys, "audit", "--model", str(trained), *AUDIT, "-o", str(out))
+    assert code == 0 and talk == ""
+    assert printed.splitlines()[-1] == str(out / "report.html") and (out / "report.html").exists()
+    config = tomllib.loads((out / "config.toml").read_text())
+    assert config["eps"] == ["16/255"] and config["n"] == 30 and config["data"] == "digits" and config["seed"] == 0
+    assert "n = 30  # command line" in (out / "config.toml").read_text()
+    assert "seed = 0  # default" in (out / "config.toml").read_text()
+
+
+def test_the_config_of_a_run_repeats_it_and_flags_win(capsys, trained: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in "abc")
+    call(capsys, "audit", "--model", str(trained), *AUDIT, "--set", "pgd.steps=3", "-o", str(first))
+    config = str(first / "config.toml")
+    assert call(capsys, "audit", "--config", config, "-q", "-o", str(second))[0] == 0
+    records = [runs.load(folder) for folder in (first, second)]
+    assert records[0].metrics == records[1].metrics and records[0].attacks[1].options == {"steps": 3}
+    assert "n = 30  # config" in (second / "config.toml").read_text()
+    call(capsys, "audit", "--config", config, "-n", "20", "-q", "-o", str(third))
+    assert runs.load(third).data.n == 20
+
+
+@pytest.mark.parametrize(
+    ("gate", "code", "verdict"),
+    [
+        ("clean_accuracy=0.5", 0, "PASS"),
+        ("robust_accuracy=0.999", 3, "FAIL"),
+        ("clean_accuracy=0.93", 4, "INCONCLUSIVE"),
+    ],
+)
+def test_exit_codes_of_gates(capsys, trained: Path, tmp_path: Path, gate, code, verdict) -> None:
+    found, printed, _ = call(
+        capsys, "audit", "--model", str(trained), *AUDIT, "--fail-under", gate, "--json", "-o", str(tmp_path / "run")
+    )
+    raw = json.loads(printed)
+    assert (found, raw["verdict"], raw["exit_code"]) == (code, verdict, code)
+
+
+MISTAKES = [
+    (("audit", "--data", "digits"), "--model"),
+    (("audit", "--model", "MODEL", "--data", "digts"), "did you mean 'digits'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--esp", "8/255"), "--eps"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps", "8"), "did you mean 8/255"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps", "8/255", "x"), "'x' is not a number"),
+    (("audit", "--model", "MODEL", "--data", "digits", "-n", "many"), "many"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--attacks", "fgsm,pdg"), "did you mean 'pgd'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--set", "pgd.step=3"), "did you mean 'steps'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--config", "/nowhere.toml"), "/nowhere.toml does not exist"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--config", "BADKEY"), "atacks"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--config", "BADTOML"), "config.toml"),
+    (("audit", "--model", "/nowhere", "--data", "digits"), "there is no model"),
+    (("audit", "--model", "small_cnn", "--data", "digits"), "train it first"),
+    (("audit", "--model", "torchvision:resnet1", "--data", "digits"), "resnet18"),
+    (("audit", "--model", "py:/nowhere.py:f", "--data", "digits"), "names no file"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--weights", "/nowhere.pt", "--device", "gpu"), "gpu"),
+    (("audit", "--model", "MODEL", "--data", "/nowhere"), "no data set called"),
+    (("audit", "--model", "MODEL", "--data", "shapes"), "the data has 6 classes"),
+    (("audit", "--model", "MODEL", "--data", "cifar10", "--data-dir", "EMPTY"), "could not be downloaded"),
+    (("train", "--data", "digits", "--model", "small_cn"), "did you mean 'small_cnn'"),
+    (("train", "--data", "digits", "--objective", "pgd"), "did you mean 'pgd-at'"),
+    (("train", "--data", "digits", "--augment", "flop"), "did you mean 'flip'"),
+    (("harden", "--model", "MODEL", "--eps", "300/255"), "outside (0, 1]"),
+    (("explain", "--model", "MODEL", "--data", "digits", "--methods", "gradcam"), "no explainer called"),
+    (("compare", "/nowhere", "/nowhere"), "holds no report.json"),
+    (("report", "/nowhere"), "holds no report.json"),
+    (("list", "attack"), "did you mean 'attacks'"),
+    (("audti",), "audit"),
+    (("train", "--data", "digits", "--epochs", "3", "-o", "MODEL"), "is not empty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), MISTAKES, ids=[" ".join(case[0])[:60] for case in MISTAKES])
+def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained, tmp_path, arguments, wanted) -> None:
+    import torchvision
+
+    def offline(*args, **kwargs):
+        raise RuntimeError("offline")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    (tmp_path / "key.toml").write_text('atacks = ["pgd"]\n')
+    (tmp_path / "config.toml").write_text("eps = [\n")
+    places = {
+        "MODEL": str(trained), "EMPTY": str(tmp_path), "BADKEY": str(tmp_path / "key.toml"),
+        "BADTOML": str(tmp_path / "config.toml"),
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _, talk = call(capsys, *[places.get(word, word) for word in arguments])
+    assert code == 2, talk
+    assert wanted in " ".join(talk.split()), talk
+    assert "Traceback" not in talk
+
+
+def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> None:
+    for verb in (api.train, api.audit, api.harden, api.explain, api.compare):
+        code, printed, _ = call(capsys, verb.__name__, "--help")
+        assert code == 0
+        for name in inspect.signature(verb).parameters:
+            if name not in ("labels", "images", "run_a", "run_b"):
+                assert f"--{name.replace('_', '-')}" in printed, (verb, name)
+    code, printed, _ = call(capsys, "--help")
+    assert all(verb in printed for verb in ("train", "audit", "harden", "explain", "compare", "report", "list", "demo"))
+
+
+def test_the_lists_name_every_method(capsys) -> None:
+    from robustcv.attacks import ATTACKS
+    from robustcv.explainers import EXPLAINERS
+
+    _, printed, _ = call(capsys, "list")
+    assert all(f"  {name} " in printed for name in (*ATTACKS, *EXPLAINERS))
+    _, printed, _ = call(capsys, "list", "attacks")
+    assert "pgd" in printed and "digits" not in printed
+
+
+def test_report_renders_the_same_bytes_again(capsys, audited: Path) -> None:
+    before = (audited / "report.html").read_bytes()
+    assert call(capsys, "report", str(audited)) == (0, f"{audited / 'report.html'}\n", "")
+    assert (audited / "report.html").read_bytes() == before
+
+
+def test_help_does_not_import_torch() -> None:
+    lines = ("import sys", "from robustcv import cli", "try: cli.main(['--help'])", "except SystemExit: pass")
+    code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kill", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_training_survives_being_killed_and_resumes_to_the_same_weights(tmp_path: Path, kill, code) -> None:
+    """The kill comes when the state of an epoch is on disk; the rest is done by --resume."""
+    arguments = ["train", "--data", "digits", "--epochs", "6", "-q"]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run([*COMMAND, *arguments, "-o", str(straight)], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "-o", str(killed)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (killed / "state/training.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(kill)
+    talk = process.communicate()[1]
+    assert process.returncode == code
+    assert "Traceback" not in talk and not (killed / "model.safetensors").exists()
+    again = subprocess.run(
+        [*COMMAND, *arguments, "-o", str(killed), "--resume"], env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    first, second = (runs.load(folder) for folder in (straight, killed))
+    assert first.model.sha256 == second.model.sha256 and first.metrics == second.metrics
+    assert (straight / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_audit_survives_being_killed(trained: Path, tmp_path: Path) -> None:
+    arguments = ["audit", "--model", str(trained), "--data", "digits", "-n", "200", "--batch-size", "16", "-q"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run([*COMMAND, *arguments, "-o", str(straight)], check=True, capture_output=True)
+    process = subprocess.Popen([*COMMAND, *arguments, "-o", str(killed)])
+    while len(list((killed / "state").glob("attack-pgd*"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run([*COMMAND, *arguments, "-o", str(killed), "--resume"], check=True, capture_output=True)
+    first, second = (runs.load(folder) for folder in (straight, killed))
+    assert first.metrics == second.metrics and first.passes == second.passes
+    assert (straight / "cases.jsonl").read_bytes() == (killed / "cases.jsonl").read_bytes()

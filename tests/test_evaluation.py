@@ -1,0 +1,164 @@
+"""Calibration, gates and the checks before an audit."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import Curved, make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robustcv.classifier import frozen
+from robustcv.data import ImageSet
+from robustcv.errors import UserError
+from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expected_calibration_error, predict, proportion
+from robustcv.evaluation.preflight import preflight, require_matching_classes, require_some_right
+from robustcv.records import Metric
+from robustcv.verbs.audit import judge_gates, parse_gates
+
+
+def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Guo et al.'s equation 3 in a plain loop."""
+    total = 0.0
+    for k in range(BINS):
+        inside = [
+            i for i, c in enumerate(confidence) if k / BINS <= c and (c < (k + 1) / BINS or (k == BINS - 1 and c == 1))
+        ]
+        if inside:
+            gap = abs(np.mean([correct[i] for i in inside]) - np.mean([confidence[i] for i in inside]))
+            total += len(inside) / len(confidence) * gap
+    return total
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60))
+def test_calibration_error_equals_a_slow_version(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence, correct = rng.random(n), (rng.random(n) < 0.5).astype(float)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(slow_ece(confidence, correct), abs=1e-9)
+
+
+def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_its_excess() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1, 20000)
+    assert expected_calibration_error(confidence, (rng.random(20000) < confidence).astype(float)) < 0.02
+    over = (rng.random(20000) < confidence - 0.2).astype(float)
+    assert expected_calibration_error(confidence, over) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_bins_add_up_and_the_interval_holds_the_figure() -> None:
+    logits = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) * 2
+    predictions = Predictions(logits, torch.arange(300) % 4)
+    metric, bins = calibration(predictions, seed=0)
+    assert sum(each.n for each in bins) == 300
+    assert sum(each.correct for each in bins) == int(predictions.correct.sum())
+    weighted = sum(abs(each.correct - each.confidence * each.n) for each in bins) / 300
+    assert metric.value == pytest.approx(weighted)
+    assert metric.low <= metric.value <= metric.high
+
+
+def test_a_logit_that_is_not_finite_is_never_right() -> None:
+    logits = torch.tensor([[2.0, 1.0], [torch.inf, 0.0], [torch.nan, 0.0]])
+    assert Predictions(logits, torch.zeros(3).long()).correct.tolist() == [True, False, False]
+
+
+def images_for(model: nn.Module, n: int = 24) -> ImageSet:
+    images = make_images(n, dtype=torch.float32)
+    images = (images - 0.5) * 1.4 + 0.5
+    with torch.no_grad():
+        labels = model.eval()(images).argmax(1)
+    if len(labels.unique()) == 1:  # an honest test set has more than one class
+        labels[: n // 3] = (labels[: n // 3] + 1) % 4
+    return ImageSet(images, labels, tuple("abcd"))
+
+
+def check(model: nn.Module, images: ImageSet, *, was_training: bool = False) -> dict[str, str]:
+    with frozen(model):
+        predictions = predict(model, images, batch_size=64, device=torch.device("cpu"))
+        found = preflight(model, images, predictions, was_training=was_training, device=torch.device("cpu"))
+    assert all((each.fix is None) == (each.status == "pass") for each in found)
+    return {each.check: each.status for each in found}
+
+
+class Spread(nn.Module):
+    """A healthy model that uses all four classes."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.inner = Curved(seed=seed)
+        with torch.no_grad():
+            typical = self.inner(make_images(200, dtype=torch.float32, seed=7))
+        self.register_buffer("middle", typical.mean(0))
+
+    def forward(self, images):
+        return 20 * (self.inner(images) - self.middle)
+
+
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_nothing_is_raised_on_healthy_models(seed: int) -> None:
+    model = Spread(seed)
+    assert set(check(model, images_for(model)).values()) == {"pass"}
+
+
+class Noisy(Spread):
+    def forward(self, images):
+        return super().forward(images) + torch.randn(len(images), 4)
+
+
+class Probabilities(Spread):
+    def forward(self, images):
+        return super().forward(images).softmax(1)
+
+
+class Quantised(Spread):
+    def forward(self, images):
+        return super().forward((images * 16).round() / 16)
+
+
+class SomeNaN(Spread):
+    def forward(self, images):
+        out = super().forward(images)
+        out[:1] = torch.nan
+        return out
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [(Noisy, "deterministic"), (Probabilities, "logits"), (Quantised, "usable gradients"), (SomeNaN, "finite outputs")],
+)
+def test_a_broken_model_raises_its_check(broken: type[Spread], name: str) -> None:
+    images = images_for(Spread(0))
+    model = broken(0)
+    assert check(model, images)[name] == "raised"
+
+
+def test_training_mode_and_shifted_labels_are_raised() -> None:
+    model = Spread(0)
+    images = images_for(model)
+    assert check(model, images, was_training=True)["eval mode"] == "raised"
+    shifted = ImageSet(images.images, (images.labels + 1) % 4, images.class_names)
+    assert check(model, shifted)["better than the majority class"] == "raised"
+
+
+def test_an_audit_stops_where_no_number_can_be_computed() -> None:
+    with pytest.raises(UserError, match="the data has 3 classes"):
+        require_matching_classes(torch.zeros(2, 4), ("a", "b", "c"))
+    with pytest.raises(UserError, match="none of the 2 images"):
+        require_some_right(Predictions(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([1, 1])))
+
+
+@pytest.mark.parametrize(
+    ("gate", "verdict", "code"), [(0.5, "PASS", 0), (0.9, "FAIL", 3), (0.71, "INCONCLUSIVE", 4), (None, "NO GATE", 0)]
+)
+def test_a_gate_is_held_against_the_interval(gate, verdict, code) -> None:
+    metrics = (proportion("clean_accuracy", torch.arange(1000) < 700),)
+    gates = {} if gate is None else {"clean_accuracy": gate}
+    assert judge_gates(gates, metrics, 0.1, ())[:2] == (verdict, code)
+
+
+def test_gates_are_read_and_nonsense_is_refused() -> None:
+    assert parse_gates(["robust_accuracy=0.4"]) == {"robust_accuracy": 0.4}
+    for text, message in (("robust=0.4", "no metric called 'robust'"), ("clean_accuracy=40", "is not a share")):
+        with pytest.raises(UserError, match=message):
+            parse_gates([text])
+    assert Metric(name="x", n=3).count is None

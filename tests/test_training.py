@@ -1,0 +1,154 @@
+"""The loop: it learns, it repeats, it resumes to the same weights, and it keeps the best validation epoch."""
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_images
+from torch import nn
+
+import robustcv as rc
+from robustcv.attacks import ATTACKS
+from robustcv.data import ImageSet, load
+from robustcv.models import build, checkpoint
+from robustcv.training import OBJECTIVES, SCHEDULES, fit
+
+
+def small(n: int = 32, seed: int = 0) -> ImageSet:
+    return load("digits", split="train").take(torch.arange(n) + seed).in_memory()
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build("small_cnn", classes=10, size=32)
+
+
+def test_it_can_overfit_32_images() -> None:
+    classifier, images = network(), small()
+    fitted = fit(classifier, images, images, objective=OBJECTIVES["standard"], epochs=40, batch_size=8)
+    assert max(epoch.validation_correct for epoch in fitted.epochs) == 32
+    assert fitted.epochs[-1].loss < 0.02
+
+
+def test_one_epoch_equals_a_loop_written_out() -> None:
+    classifier, images = network(), small()
+    other = copy.deepcopy(classifier)
+    fit(classifier, images, small(8, 40), objective=OBJECTIVES["standard"], epochs=1, batch_size=10, optimizer="sgd",
+        learning_rate=0.1, weight_decay=0.01, schedule="cosine", seed=3)  # fmt: skip
+    generator = torch.Generator().manual_seed(3 * 1_000_003)
+    order = torch.randperm(32, generator=generator)
+    velocity = [torch.zeros_like(parameter) for parameter in other.parameters()]
+    for start in (0, 10, 20, 30):
+        rows = order[start : start + 10]
+        loss = nn.functional.cross_entropy(other(images.images[rows].float() / 255), images.labels[rows])
+        gradients = torch.autograd.grad(loss, list(other.parameters()))
+        rate = 0.1 * SCHEDULES["cosine"](start / 32)
+        with torch.no_grad():
+            for parameter, gradient, v in zip(other.parameters(), gradients, velocity, strict=True):
+                gradient = gradient + 0.01 * parameter
+                v.mul_(0.9).add_(gradient)
+                parameter -= rate * (gradient + 0.9 * v)
+    for a, b in zip(classifier.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, optimizer: str) -> None:
+    attack = partial(ATTACKS["pgd"], eps=0.03, steps=2, keep="last") if objective == "pgd-at" else None
+    options = {"objective": OBJECTIVES[objective], "perturb": attack, "validate_with": attack, "epochs": 3,
+               "batch_size": 12, "optimizer": optimizer, "learning_rate": 0.01}  # fmt: skip
+    straight, resumed = network(), network()
+    states = []
+    whole = fit(straight, small(), small(8, 40), save_state=lambda s: states.append(copy.deepcopy(s)), **options)
+    rest = fit(resumed, small(), small(8, 40), state=states[0], **options)
+    assert len(states) == 3
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [e.loss for e in whole.epochs] == [e.loss for e in rest.epochs]
+    assert whole.selected_epoch == rest.selected_epoch
+
+
+def test_the_best_validation_epoch_is_kept() -> None:
+    kept = []
+    classifier = network()
+    fitted = fit(classifier, small(64), small(64, 200), objective=OBJECTIVES["standard"], epochs=6, learning_rate=0.02,
+                 save_state=lambda s: kept.append({k: v.clone() for k, v in s["model"].items()}))  # fmt: skip
+    counts = [epoch.validation_correct for epoch in fitted.epochs]
+    assert fitted.selected_epoch == counts.index(max(counts)) + 1
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(tensor, kept[fitted.selected_epoch - 1][name])
+
+
+def test_attack_passes_compute_no_weight_gradients_and_leave_batch_norm_alone() -> None:
+    classifier = build("cifar_resnet20", classes=10, size=32)
+    images, labels = make_images(4, (3, 32, 32), dtype=torch.float32), torch.arange(4)
+    seen = []
+
+    def spy(inner, x, y, *, seeds=None):
+        seen.append([p.requires_grad for p in inner.parameters()] + [m.training for m in inner.modules()])
+        before = inner.network[1].running_mean.clone()
+        out = ATTACKS["pgd"](inner, x, y, eps=0.02, steps=2, seeds=seeds, keep="last")
+        assert torch.equal(inner.network[1].running_mean, before)
+        assert all(p.grad is None for p in inner.parameters())
+        return out
+
+    classifier.train()
+    loss, logits = OBJECTIVES["pgd-at"](classifier, images, labels, perturb=spy, seeds=torch.arange(4))
+    assert not any(seen[0]) and classifier.training
+    loss.backward()
+    assert all(p.grad is not None for p in classifier.parameters())
+    assert logits.shape == (4, 10)
+
+
+def test_pgd_at_is_the_loss_on_the_attacked_images() -> None:
+    classifier, images, labels = network().eval(), torch.rand(4, 3, 32, 32), torch.arange(4)
+    loss, _ = OBJECTIVES["pgd-at"](classifier, images, labels, perturb=lambda c, x, y, seeds=None: x * 0.5)
+    assert torch.equal(loss, nn.functional.cross_entropy(classifier(images * 0.5), labels))
+    with pytest.raises(ValueError, match="an attack is needed"):
+        OBJECTIVES["pgd-at"](classifier, images, labels)
+
+
+def test_schedules_start_peak_and_end_where_they_say() -> None:
+    cycle = [SCHEDULES["one-cycle"](i / 1000) for i in range(1001)]
+    assert cycle[0] == 0.04 and max(cycle) == pytest.approx(1) and cycle.index(max(cycle)) == 300
+    assert cycle[-1] == pytest.approx(0, abs=1e-9)
+    assert [SCHEDULES["cosine"](x) for x in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_training_repeats_with_its_seed_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    runs = [rc.train("digits", epochs=1, seed=seed, quiet=True) for seed in (5, 5, 6)]
+    assert torch.equal(torch.get_rng_state(), before)
+    hashes = [checkpoint.sha256_of(run.classifier) for run in runs]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_test_split_is_read_once_and_shares_no_image_with_training(trained: Path) -> None:
+    import robustcv.verbs.train as verb
+    from robustcv.runtime import Progress
+
+    sets = verb.TrainingSets("digits", None, {"data_dir": None, "resize": None, "seed": 0}, Progress(quiet=True))
+    parts = [set(part.in_memory().hashes) for part in (sets.train, sets.validation, sets.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 1797
+    assert rc_record(trained).metric("clean_accuracy").n == 599
+
+
+def rc_record(folder: Path):
+    from robustcv import runs
+
+    return runs.load(folder)
+
+
+@pytest.mark.slow
+def test_hardening_raises_robust_accuracy_by_more_than_chance(trained: Path, tmp_path: Path) -> None:
+    rc.harden(str(trained), eps="16/255", epochs=4, out=tmp_path / "harden", quiet=True)
+    audits = [
+        rc.audit(str(folder), "digits", n=200, eps="16/255", sweep=False, explain=(), out=tmp_path / name, quiet=True)
+        for folder, name in ((trained, "a"), (tmp_path / "harden", "b"))
+    ]
+    pair = rc.compare(tmp_path / "a", tmp_path / "b").comparison.paired[-1]
+    assert pair.low > 0.05 and pair.p_value < 0.001
+    assert all(audit.data.sha256 == audits[0].data.sha256 for audit in audits)
