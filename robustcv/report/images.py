@@ -34,7 +34,7 @@ def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> t
     """Show a change ``c h w`` around mid-grey, amplified by a whole number until its largest value nearly saturates."""
     change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
     largest = float(np.abs(change).max())
-    factor = max(1, int(0.5 / largest)) if largest > 0 else 1
+    factor = max(1, int(0.5 / largest + 1e-4)) if largest > 0 else 1
     pixels = np.clip(0.5 + factor * change, 0, 1).transpose(1, 2, 0)
     return np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2), factor
 

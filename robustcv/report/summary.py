@@ -116,7 +116,7 @@ def tiles(record: Record) -> tuple[Tile, ...]:
     if record.verb in ("train", "harden"):
         return (first, *_training_tiles(record))
     if record.verb == "explain":
-        return (first, *_explainer_tiles(record))
+        return (first, *_explainer_tiles(record), *_cost_tiles(record))[:4]
     robust, error = headline(record), record.metric("calibration_error")
     where = numbers.threat(robust.eps or 0, robust.norm or "linf") if robust else ""
     return (
@@ -145,6 +145,17 @@ def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
         name = result.method.replace("_", " ")
         made.append(Tile(f"Completeness gap, {name}", value, f"median of {result.images} maps{worst}"))
     return tuple(made[:3])
+
+
+def _cost_tiles(record: Record) -> tuple[Tile, ...]:
+    maps = sum(result.images for result in record.explanations)
+    forwards = sum(result.forwards for result in record.explanations)
+    seconds = sum(result.seconds for result in record.explanations)
+    each = f"{forwards / max(1, maps):,.0f}"
+    return (
+        Tile("Cost of a map", each, "forward passes or their equivalent, mean"),
+        Tile("Time", numbers.duration(seconds), f"for {maps:,} maps"),
+    )
 
 
 def _training_tiles(record: Record) -> tuple[Tile, ...]:

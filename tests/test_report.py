@@ -1,0 +1,225 @@
+"""The page: a pure function of the record, offline, with every number's n; hostile or odd runs do not break it."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import robustcv as rc
+from robustcv import records, report, runs
+from robustcv.report import images, numbers
+from robustcv.report.sections import SECTIONS
+
+ENVIRONMENT = records.Environment(
+    python="3.11", platform="test", device="cpu", threads=2, packages={"torch": "2"}, started="2026-01-01T00:00:00",
+    seconds=1.0, command="robustcv",
+)  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """Reads a page back: its text, ids, links and everything a browser would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.ids, self.links, self.fetched, self.tags = "", [], [], [], []
+        self._skip = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes) -> None:
+        found = dict(attributes)
+        self.tags.append((tag, found))
+        self._skip += tag in ("style", "script")
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.fetched += [found[key] for key in ("src", "srcset", "data") if key in found]
+        self.fetched += [found["href"]] if tag in ("link", "image", "use") and "href" in found else []
+
+    def handle_endtag(self, tag) -> None:
+        self._skip -= tag in ("style", "script")
+
+    def handle_data(self, data) -> None:
+        self.text += "" if self._skip else data
+
+
+@pytest.fixture(scope="module")
+def pages(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]:
+    """One page of every verb."""
+    root = tmp_path_factory.mktemp("pages")
+    rc.harden(str(trained), epochs=1, steps=2, out=root / "harden", quiet=True)
+    options = {"n": 60, "eps": ["16/255", "8/255"], "cases": 6, "quiet": True}
+    rc.audit(str(root / "harden"), "digits", **options, out=root / "hardened")
+    rc.explain(
+        str(trained), "digits", n=3, methods=["integrated_gradients", "gradient_shap"], out=root / "explain", quiet=True
+    )
+    rc.compare(audited, root / "hardened", out=root / "compare")
+    return {
+        "train": trained,
+        "audit": audited,
+        "harden": root / "harden",
+        "explain": root / "explain",
+        "compare": root / "compare",
+    }
+
+
+VERBS = ["train", "audit", "harden", "explain", "compare"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_page_is_whole_offline_and_the_same_every_time(pages, verb: str) -> None:
+    page = (pages[verb] / "report.html").read_text()
+    assert report.render(runs.load(pages[verb]), runs.load_files(pages[verb])) == page
+    read = Reader(page)
+    assert all(uri.startswith("data:image/webp;base64,") for uri in read.fetched)
+    assert not re.search(r"(?:src|href)=[\"']?https?:", page)
+    assert len(read.ids) == len(set(read.ids))
+    assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
+    for word in ("nan", "None", "undefined", "inf ", "Traceback"):
+        assert not re.search(rf"(?<![\w.-]){word}(?![\w-])", read.text), word
+    policy = next(a["content"] for t, a in read.tags if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+    assert sum(tag == "h1" for tag, _ in read.tags) == 1
+    assert all(found.get("alt") for tag, found in read.tags if tag == "img")
+    assert sum(found.get("class") == "tile" for _, found in read.tags) == 4
+
+
+def test_the_fixed_part_of_the_page_is_small() -> None:
+    home = Path(report.__file__).parent
+    assert sum((home / name).stat().st_size for name in ("report.css", "report.js", "page.html.j2")) < 30_000
+
+
+def test_the_figures_on_the_page_are_those_of_the_record(pages) -> None:
+    record, text = runs.load(pages["audit"]), Reader((pages["audit"] / "report.html").read_text()).text
+    for metric in record.metrics:
+        if metric.name != "calibration_error":
+            assert numbers.percent(metric) in text and numbers.interval(metric) in text
+    for attack in record.attacks:
+        assert f"{attack.forward:,}" in text and f"{attack.backward:,}" in text
+    assert "upper bound" in text and "L-inf 16/255" in text
+
+
+def test_every_section_appears_somewhere(pages) -> None:
+    found = set()
+    for folder in pages.values():
+        found |= set(Reader((folder / "report.html").read_text()).ids)
+    made = {
+        make(runs.load(pages[v]), runs.load_files(pages[v])) for make in SECTIONS.values() for v in ("audit", "compare")
+    }
+    assert {section.id for section in made if section} <= found
+    assert {"curve", "findings", "limits", "classes", "cases", "explanations", "calibration", "training", "threat",
+            "paired", "changes", "reproduce", "glossary", "next"} <= found  # fmt: skip
+
+
+def make_record(n: int, classes: tuple[str, ...], clean: int, robust: int) -> records.Record:
+    """Make a record of an audit by hand."""
+    from robustcv.stats import wilson
+
+    def metric(name, count, **fields):
+        low, high = wilson(count, n)
+        return records.Metric(name=name, n=n, count=count, low=low, high=high, **fields)
+
+    each = [
+        records.ClassRow(name=name, n=n // len(classes), clean=clean // len(classes), robust=robust // len(classes))
+        for name in classes
+    ]
+    return records.Record(
+        verb="audit", version="0", environment=ENVIRONMENT, headline_eps=8 / 255,
+        metrics=(metric("clean_accuracy", clean), metric("robust_accuracy", robust, eps=8 / 255, norm="linf", bound="upper")),
+        attacks=(records.AttackResult(name="pgd", options={}, norm="linf", eps=8 / 255, attempted=clean, broken=clean - robust,
+                                      forward=1, backward=1, seconds=0.1, max_distance=None if clean == 0 else 8 / 255),),
+        classes=tuple(each),
+        data=records.Data(name="made up", split="test", n=n, total=n, class_names=classes, shape=(3, 8, 8), sha256="0", selection="all"),
+    )  # fmt: skip
+
+
+HOSTILE = ("</script><script>window.PWN=1</script>", '"><img src=x onerror="window.PWN=1">', "\u202etxet", "猫" * 100)
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "clean", "robust"),
+    [
+        (3, ("one",), 3, 3),
+        (3, ("a", "b", "c"), 1, 0),
+        (100_000, tuple(f"class {i}" for i in range(1000)), 90_000, 10_000),
+        (1000, HOSTILE, 900, 0),
+        (1000, ("Schäferhund", "Größe", "狗", "飞机"), 1000, 1000),
+        (0 + 10, ("a", "b"), 0, 0),
+    ],
+)
+def test_odd_runs_do_not_break_the_page(n, classes, clean, robust) -> None:
+    page = report.render(make_record(n, classes, clean, robust), {})
+    read = Reader(page)
+    for word in ("nan", "None", "undefined"):
+        assert not re.search(rf"(?<![\w.-]){word}(?![\w-])", read.text)
+    assert all(name in read.text for name in classes)
+    assert "<script>window.PWN" not in page and "<img src=x" not in page
+    assert len(page) < 1_000_000
+
+
+def test_gates_are_told_in_the_first_sentence() -> None:
+    record = make_record(1000, ("a", "b"), 900, 314).model_copy(
+        update={"verdict": "FAIL", "exit_code": 3, "gates": (records.Gate(name="robust_accuracy", threshold=0.4, outcome="failed"),)}
+    )  # fmt: skip
+    text = " ".join(Reader(report.render(record, {})).text.replace("\u00a0", " ").split())
+    assert "FAIL Robust accuracy 31.4 % (95 % CI 28.6–34.3; n = 1,000) is below the gate of 40 %." in text
+
+
+def test_a_raised_check_is_told_with_what_to_do() -> None:
+    check = records.Check(check="logits", status="raised", figure="rows sum to 1", fix="remove the softmax")
+    record = make_record(1000, ("a", "b"), 900, 314).model_copy(
+        update={"verdict": "INCONCLUSIVE", "preflight": (check,)}
+    )
+    text = Reader(report.render(record, {})).text
+    assert "1 check was raised" in text and "remove the softmax" in text and "INCONCLUSIVE" in text
+
+
+# -- numbers and pictures ---
+
+
+def test_how_numbers_are_written() -> None:
+    metric = records.Metric(name="x", count=314, n=1000, low=0.286, high=0.343)
+    nbsp = numbers.NBSP
+    assert numbers.percent(metric) == f"31.4{nbsp}%"
+    assert numbers.interval(metric) == f"95{nbsp}% CI 28.6–34.3; n{nbsp}={nbsp}1,000"
+    assert numbers.percent(None) == "not run"
+    assert numbers.share(0.314, 50) == f"31{nbsp}%"
+    assert numbers.eps_short(8 / 255) == "8/255" and numbers.eps_short(0.5, "l2") == "0.5"
+    assert numbers.eps_short(2.5 / 255) == "2.5/255" and numbers.eps_short(0.0123) == "0.0123"
+    assert numbers.eps_long(8 / 255, "linf") == "L-inf 8/255 (0.0314), pixels in [0, 1]"
+    assert numbers.points(-0.0123) == f"−1.2{nbsp}pp"
+    assert numbers.duration(750) == "12 min 30 s" and numbers.duration(3725) == "1 h 2 min"
+    assert numbers.p_value(0.0001) == "p < 0.001"
+
+
+def test_heat_maps_of_one_image_share_their_scale() -> None:
+    strong, weak = np.full((1, 4, 4), 2.0, np.float32), np.full((1, 4, 4), 1.0, np.float32)
+    (first, second), scale = images.heatmap_pair([strong, weak])
+    assert scale == 2.0
+    assert first[0, 0].tolist() == [176, 84, 0] and second[0, 0].tolist() == [240, 178, 112]
+    assert images.diverging(np.array([-1.0, 0.0]))[:, 2].tolist() == [160, 255]
+
+
+def test_a_change_is_amplified_by_the_number_that_is_told() -> None:
+    clean = np.full((3, 2, 2), 0.5, np.float32)
+    picture, factor = images.perturbation(clean, clean + 0.05)
+    assert factor == 10 and (picture == round((0.5 + 0.5) * 255)).all()
+    assert images.perturbation(clean, clean)[1] == 1
+
+
+@pytest.mark.parametrize("value", np.linspace(0, 1, 21))
+def test_text_on_the_heat_cells_can_be_read(value: float) -> None:
+    background, colour = images.cividis(float(value))
+    channels = [int(part) / 255 for part in background[4:-1].split()]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    contrast = 1.05 / (light + 0.05) if colour == "#fff" else (light + 0.05) / 0.05
+    assert contrast >= 4.5
+
+
+def test_blocks_are_plain_values() -> None:
+    from robustcv.report import blocks
+
+    made = [each for each in vars(blocks).values() if dataclasses.is_dataclass(each)]
+    assert len(made) > 8 and all(each.__dataclass_params__.frozen for each in made)
