@@ -120,18 +120,26 @@ def make_record(n: int, classes: tuple[str, ...], clean: int, robust: int) -> re
         low, high = wilson(count, n)
         return records.Metric(name=name, n=n, count=count, low=low, high=high, **fields)
 
-    each = [
-        records.ClassRow(name=name, n=n // len(classes), clean=clean // len(classes), robust=robust // len(classes))
-        for name in classes
-    ]
-    return records.Record(
-        verb="audit", version="0", environment=ENVIRONMENT, headline_eps=8 / 255,
-        metrics=(metric("clean_accuracy", clean), metric("robust_accuracy", robust, eps=8 / 255, norm="linf", bound="upper")),
-        attacks=(records.AttackResult(name="pgd", options={}, norm="linf", eps=8 / 255, attempted=clean, broken=clean - robust,
-                                      forward=1, backward=1, seconds=0.1, max_distance=None if clean == 0 else 8 / 255),),
-        classes=tuple(each),
-        data=records.Data(name="made up", split="test", n=n, total=n, class_names=classes, shape=(3, 8, 8), sha256="0", selection="all"),
+    per = len(classes)
+    rows = [records.ClassRow(name=name, n=n // per, clean=clean // per, robust=robust // per) for name in classes]
+    threat = {"norm": "linf", "eps": 8 / 255}
+    attack = records.AttackResult(
+        name="pgd", options={}, attempted=clean, broken=clean - robust, forward=1, backward=1, seconds=0.1,
+        max_distance=None if clean == 0 else 8 / 255, **threat,
     )  # fmt: skip
+    data = records.Data(
+        name="made up", split="test", n=n, total=n, class_names=classes, shape=(3, 8, 8), sha256="0", selection="all"
+    )
+    return records.Record(
+        verb="audit",
+        version="0",
+        environment=ENVIRONMENT,
+        headline_eps=8 / 255,
+        metrics=(metric("clean_accuracy", clean), metric("robust_accuracy", robust, bound="upper", **threat)),
+        attacks=(attack,),
+        classes=tuple(rows),
+        data=data,
+    )
 
 
 HOSTILE = ("</script><script>window.PWN=1</script>", '"><img src=x onerror="window.PWN=1">', "\u202etxet", "猫" * 100)
@@ -159,9 +167,9 @@ def test_odd_runs_do_not_break_the_page(n, classes, clean, robust) -> None:
 
 
 def test_gates_are_told_in_the_first_sentence() -> None:
-    record = make_record(1000, ("a", "b"), 900, 314).model_copy(
-        update={"verdict": "FAIL", "exit_code": 3, "gates": (records.Gate(name="robust_accuracy", threshold=0.4, outcome="failed"),)}
-    )  # fmt: skip
+    gate = records.Gate(name="robust_accuracy", threshold=0.4, outcome="failed")
+    failed = {"verdict": "FAIL", "exit_code": 3, "gates": (gate,)}
+    record = make_record(1000, ("a", "b"), 900, 314).model_copy(update=failed)
     text = " ".join(Reader(report.render(record, {})).text.replace("\u00a0", " ").split())
     assert "FAIL Robust accuracy 31.4 % (95 % CI 28.6–34.3; n = 1,000) is below the gate of 40 %." in text
 
