@@ -45,7 +45,7 @@ class Clock:
         """Describe where the run was made and how long it took."""
         return records.Environment(
             python=platform.python_version(),
-            platform=platform.platform(),
+            platform=f"{platform.system()} {platform.machine()}",
             device=runtime.describe_device(device),
             threads=torch.get_num_threads(),
             packages=runtime.versions(),
