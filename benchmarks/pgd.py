@@ -2,8 +2,9 @@
 
     python benchmarks/pgd.py [--rounds 5]
 
-Floor: one forward and one input-gradient backward pass an image and step, for the images still standing. The peers run every image to the
-end, and compute weight gradients too. Printed: median seconds of alternating runs, and images broken (more is stronger).
+Floor: one forward and one input-gradient backward pass an image and step, for the images still standing. The peers run
+every image to the end, and foolbox computes weight gradients too. Printed: median seconds of alternating runs, and
+images broken (more is stronger).
 """
 
 import argparse
@@ -77,9 +78,7 @@ def main() -> None:
             broken[name] = run()
             if round_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
-    print(
-        f"PGD-{STEPS}, L-inf {EPS * 255:g}/255, {len(labels)} images that are right when clean, {rounds} alternating rounds:"
-    )
+    print(f"PGD-{STEPS}, L-inf {EPS * 255:g}/255, {len(labels)} images right when clean, {rounds} alternating rounds:")
     own = statistics.median(seconds["robustcv"])
     for name, values in seconds.items():
         median = statistics.median(values)
