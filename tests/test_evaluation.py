@@ -14,7 +14,7 @@ from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expected_calibration_error, predict, proportion
 from robustcv.evaluation.preflight import preflight, require_matching_classes, require_some_right
 from robustcv.records import Metric
-from robustcv.verbs.audit import judge_gates, parse_gates
+from robustcv.verbs.gates import judge_gates, parse_gates
 
 
 def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:

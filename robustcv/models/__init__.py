@@ -63,24 +63,31 @@ def load(spec: Any, weights: str | None = None) -> Loaded:
     if isinstance(spec, nn.Module):
         return Loaded(spec, "python object", type(spec).__name__)
     kind, _, rest = str(spec).partition(":")
-    if kind == "torchvision" and rest:
-        return _from_torchvision(rest, weights)
-    if kind == "py" and rest:
-        return _from_file(rest, weights)
     folder = Path(spec).expanduser()
     folder = folder.parent if folder.name == "model.safetensors" else folder
-    if folder.is_dir():
-        return _from_run(folder)
-    if str(spec) in ARCHITECTURES:
-        raise UserError(
+    if kind == "torchvision" and rest:
+        loaded = _from_torchvision(rest, weights)
+    elif kind == "py" and rest:
+        loaded = _from_file(rest, weights)
+    elif folder.is_dir():
+        loaded = _from_run(folder)
+    else:
+        raise _no_model(str(spec))
+    loaded.classifier.eval()  # what we load is loaded to be judged; a module from Python keeps its mode
+    return loaded
+
+
+def _no_model(spec: str) -> UserError:
+    if spec in ARCHITECTURES:
+        return UserError(
             "RCV-E057",
             f"{spec!r} is an architecture without weights",
             "an untrained classifier has nothing to audit",
             f"train it first (`robustcv train --model {spec} --data ...`) and give the run folder",
         )
-    raise UserError(
+    return UserError(
         "RCV-E058",
-        f"there is no model {str(spec)!r}",
+        f"there is no model {spec!r}",
         "a model is a run folder, torchvision:NAME or py:FILE:FUNCTION",
         "check --model; `robustcv list architectures` shows what can be trained",
     )

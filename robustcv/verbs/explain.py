@@ -12,7 +12,7 @@ from robustcv.evaluation.preflight import require_matching_classes
 from robustcv.explainers import EXPLAINERS
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
-from robustcv.verbs.audit import Drawn, explain_cases
+from robustcv.verbs.cases import Drawn, explain_cases
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -63,7 +63,7 @@ def explain(
                     confidence=float(predictions.confidences[row]),
                 )
             )
-        (cases, results), files = explain_cases(
+        cases, results, files = explain_cases(
             classifier,
             drawn,
             options["methods"],

@@ -1,0 +1,197 @@
+"""The cases: which images the page shows, what was done to each, their heat maps, and their evidence files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustcv import draws, records, runs
+from robustcv.attacks.norms import NORMS
+from robustcv.data import ImageSet
+from robustcv.evaluation.accuracy import Predictions
+from robustcv.evaluation.attribution import explain_images
+from robustcv.evaluation.worst_case import WorstCase
+from robustcv.explainers import EXPLAINERS
+from robustcv.runtime import Progress
+
+
+class Drawn:
+    """Cases before their heat maps: the records so far, clean and attacked pixels, and what to explain."""
+
+    def __init__(self) -> None:
+        self.cases: list[records.Case] = []
+        self.clean: list[Tensor] = []
+        self.attacked: list[Tensor | None] = []
+
+
+def draw_sample(images: ImageSet, k: int, seed: int) -> Tensor:
+    """Mark k images drawn by (seed, pixels) alone, before any attack has run: the same for every model."""
+    order = sorted(range(len(images)), key=lambda row: draws.image_seed(seed, images.hashes[row], "sample"))
+    mask = torch.zeros(len(images), dtype=torch.bool)
+    mask[order[:k]] = True
+    return mask
+
+
+def draw_cases(
+    classifier: nn.Module,
+    images: ImageSet,
+    predictions: Predictions,
+    outcome: WorstCase,
+    sample: Tensor,
+    headline: float,
+    wanted: int,
+    device: torch.device,
+) -> Drawn:
+    """Choose the sample and the images broken at the smallest eps, and measure what was done to each."""
+    worst = torch.stack([*outcome.broken_at.values()]).amin(0)
+    worst[sample | (worst <= 0) | (worst > headline * (1 + 1e-9))] = torch.inf
+    order = worst.argsort(stable=True)[: max(0, wanted - int(sample.sum()))]
+    weakest = [row for row in order.tolist() if worst[row].isfinite()]
+    drawn = Drawn()
+    rows = [(row, "sample") for row in sample.nonzero().squeeze(1).tolist()]
+    for row, selection in rows + [(row, "broken at the smallest eps") for row in weakest]:
+        one = images.take(torch.tensor([row]))
+        clean, _ = next(one.batches(1))
+        broken_by = outcome.breaker(row, headline)
+        tried = broken_by or (next(reversed(outcome.broken_at)), headline)
+        attacked = outcome.candidate(row, *tried) if predictions.correct[row] else None
+        fields: dict[str, Any] = {}
+        if attacked is not None:
+            fields = _measure(classifier, clean, attacked[None], int(images.labels[row]), device)
+            fields |= {"attack": tried[0], "norm": outcome.norm, "eps": tried[1]}
+        state: Literal["broken", "survived", "wrong when clean"]
+        state = "broken" if broken_by else "survived" if attacked is not None else "wrong when clean"
+        drawn.cases.append(
+            records.Case(
+                index=int(images.indices[row]),
+                image=images.hashes[row],
+                selection=selection,
+                outcome=state,
+                label=int(images.labels[row]),
+                prediction=int(predictions.classes[row]),
+                confidence=float(predictions.confidences[row]),
+                **fields,
+            )
+        )
+        drawn.clean.append(clean[0])
+        drawn.attacked.append(attacked)
+    return drawn
+
+
+def _measure(
+    classifier: nn.Module, clean: Tensor, attacked: Tensor, label: int, device: torch.device
+) -> dict[str, Any]:
+    """Predict an attacked image again, alone, and its 8-bit version; measure both norms of the change."""
+    rounded = (attacked * 255).round() / 255
+    with torch.no_grad():
+        logits = classifier(torch.cat([attacked, rounded]).to(device)).double().cpu()
+    return {
+        "adversarial_prediction": int(logits[0].argmax()),
+        "adversarial_confidence": float(logits[0].softmax(0).amax()),
+        "linf": float(NORMS["linf"].distance(attacked, clean)[0]),
+        "l2": float(NORMS["l2"].distance(attacked, clean)[0]),
+        "exact_8bit": bool(logits[1].argmax() != label),
+    }
+
+
+def explain_cases(
+    classifier: nn.Module,
+    drawn: Drawn,
+    methods: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[tuple[records.Case, ...], tuple[records.ExplainerResult, ...], dict[str, bytes]]:
+    """Explain the predicted class of each case's clean and attacked image; gives cases, costs and evidence files."""
+    jobs = _jobs(drawn)
+    refs: dict[int, list[records.HeatmapRef]] = {}
+    arrays: runs.Arrays = {}
+    results = []
+    for method in methods if jobs else ():
+        with progress.stage(f"explain by {method}", len(jobs)) as advance:
+            maps, result = explain_images(
+                classifier,
+                torch.stack([job.pixels for job in jobs]),
+                torch.tensor([job.target for job in jobs]),
+                [f"{drawn.cases[job.case].image}-{job.kind}" for job in jobs],
+                name=method,
+                explain=EXPLAINERS[method],
+                options=options.get(method, {}),
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                advance=advance,
+            )
+        results.append(result)
+        for position, job in enumerate(jobs):
+            key = f"{job.case:03d}-{job.kind}-{method}"
+            arrays[key] = maps.heatmaps[position].numpy()
+            error = float(maps.error[position])
+            ref = records.HeatmapRef(
+                method=method,
+                image=job.kind,
+                target=job.target,
+                error=error if np.isfinite(error) else None,
+                forwards=int(maps.forwards[position]),
+                details=maps.details,
+                file=key,
+            )
+            refs.setdefault(job.case, []).append(ref)
+    cases, files = _evidence(drawn, refs)
+    if arrays:
+        files["evidence/heatmaps.safetensors"] = runs.pack_arrays(arrays)
+    return cases, tuple(results), files
+
+
+class _Job(NamedTuple):
+    """One image to explain, and the case it belongs to."""
+
+    case: int
+    kind: Literal["clean", "adversarial"]
+    pixels: Tensor
+    target: int
+
+
+def _jobs(drawn: Drawn) -> list[_Job]:
+    jobs = []
+    for k, (case, clean, attacked) in enumerate(zip(drawn.cases, drawn.clean, drawn.attacked, strict=True)):
+        jobs.append(_Job(k, "clean", clean, case.prediction))
+        if attacked is not None and case.adversarial_prediction is not None:
+            jobs.append(_Job(k, "adversarial", attacked, case.adversarial_prediction))
+    return jobs
+
+
+def _evidence(
+    drawn: Drawn, refs: Mapping[int, list[records.HeatmapRef]]
+) -> tuple[tuple[records.Case, ...], dict[str, bytes]]:
+    """Give the finished cases, and their images as 8-bit PNG and as exact floats."""
+    files: dict[str, bytes] = {}
+    exact: runs.Arrays = {}
+    cases = []
+    for k, (case, clean, attacked) in enumerate(zip(drawn.cases, drawn.clean, drawn.attacked, strict=True)):
+        names = {}
+        for kind, pixels in (("clean", clean), ("adversarial", attacked)):
+            if pixels is not None:
+                names[kind] = f"evidence/{k:03d}-{kind}.png"
+                files[names[kind]] = to_png(pixels)
+                exact[f"{k:03d}-{kind}"] = pixels.numpy()
+        cases.append(case.model_copy(update={"files": names, "heatmaps": tuple(refs.get(k, ()))}))
+    if exact:
+        files["evidence/cases.safetensors"] = runs.pack_arrays(exact)
+    return tuple(cases), files
+
+
+def to_png(image: Tensor) -> bytes:
+    """Write an image ``c h w`` in [0, 1] as an 8-bit PNG."""
+    from PIL import Image
+
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
