@@ -1,11 +1,13 @@
 """The verbs as functions. Each returns a `Run`; with ``out`` it also writes the run folder and its page."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustcv import runs
+from robustcv.errors import UserError
 from robustcv.records import Record
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Run:
 
 
 def audit(
-    model: Any,
+    classifier: Any,
     images: Any,
     labels: Any = None,
     *,
@@ -84,7 +86,7 @@ def audit(
 
     Parameters
     ----------
-    model
+    classifier
         A run folder, torchvision:NAME, or py:FILE:FUNCTION, which returns a module from [0, 1] images to logits.
     images
         A data set by name (digits, shapes, cifar10, cifar100, mnist, fashion-mnist), a folder or tar archive of
@@ -133,7 +135,7 @@ def audit(
     options = _options(locals())
     from robustcv.verbs.audit import audit as verb
 
-    return _run("audit", options, out, resume, quiet, model, images, labels, verb)
+    return _run("audit", options, out, resume, quiet, classifier, images, labels, verb)
 
 
 def train(
@@ -220,7 +222,7 @@ def train(
 
 
 def harden(
-    model: Any,
+    classifier: Any,
     images: Any = None,
     labels: Any = None,
     *,
@@ -247,7 +249,7 @@ def harden(
 
     Parameters
     ----------
-    model
+    classifier
         Run folder of the trained classifier.
     images
         Training data; by default what the model was trained on.
@@ -295,15 +297,16 @@ def harden(
     from robustcv.verbs.train import check_training_options
 
     check_training_options(options)
-    return _run("harden", options, out, resume, quiet, model, images, labels, verb)
+    return _run("harden", options, out, resume, quiet, classifier, images, labels, verb)
 
 
 def explain(
-    model: Any,
+    classifier: Any,
     images: Any,
-    labels: Any = None,
+    targets: Any = None,
     *,
-    methods: Sequence[str] = ("integrated_gradients", "gradient_shap", "partition_shap"),
+    labels: Any = None,
+    method: str | Sequence[str] = ("integrated_gradients", "gradient_shap", "partition_shap"),
     weights: str | None = None,
     data_dir: str | None = None,
     split: str = "test",
@@ -321,13 +324,15 @@ def explain(
 
     Parameters
     ----------
-    model
+    classifier
         A run folder, torchvision:NAME, or py:FILE:FUNCTION.
     images
         A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
+    targets
+        Classes whose logit is explained, one for all images or one each; the predicted ones where not given.
     labels
-        True classes, for a tensor of images.
-    methods
+        True classes, for a tensor of images, where they are known.
+    method
         Explanation methods; `robustcv list explainers`.
     weights
         File with the weights: safetensors, or a torch file that holds nothing but tensors.
@@ -338,7 +343,7 @@ def explain(
     resize
         Make images this many pixels square.
     n
-        Number of images, drawn class by class.
+        Number of images at most, drawn class by class.
     set
         Options of methods, such as integrated_gradients.steps=64.
     seed
@@ -354,10 +359,10 @@ def explain(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals())
+    options = _options(locals(), keep=("labels",))
     from robustcv.verbs.explain import explain as verb
 
-    return _run("explain", options, out, resume, quiet, model, images, labels, verb)
+    return _run("explain", options, out, resume, quiet, classifier, images, targets, verb)
 
 
 def compare(
@@ -387,6 +392,8 @@ def compare(
 
     if out is not None:
         runs.open_folder(Path(out), resume=False, fingerprint="")
+    if names is not None and len(names) != 2:
+        raise UserError("RCV-E084", f"{len(names)} names for two runs", "each run gets one", "--names before after")
     pair = None if names is None else (str(names[0]), str(names[1]))
     result = verb(Path(run_a), Path(run_b), names=pair, force=force)
     return _finish(result, out)
@@ -407,16 +414,16 @@ def load_images(spec: str, split: str = "test", n: int | None = None, seed: int 
     return images if n is None else images.take(stratified(images.labels, n, seed))
 
 
-_NOT_OPTIONS = ("model", "images", "labels", "out", "resume", "quiet")
+_NOT_OPTIONS = ("classifier", "model", "images", "labels", "targets", "out", "resume", "quiet")
 
 
 def _options(arguments: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
     """Take the options out of a verb's arguments: what the record keeps, with sequences as lists."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in arguments.items()
-        if name not in _NOT_OPTIONS or name in keep
-    }
+    return {name: _plain(value) for name, value in arguments.items() if name not in _NOT_OPTIONS or name in keep}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _run(
@@ -425,7 +432,7 @@ def _run(
     out: Path | str | None,
     resume: bool,
     quiet: bool,
-    model: Any,
+    classifier: Any,
     images: Any,
     labels: Any,
     call: "Callable[..., Result]",
@@ -433,28 +440,39 @@ def _run(
     """Open the folder, run the verb, write what it gives; the one path all verbs share."""
     from robustcv.runtime import progress_for
 
-    progress = progress_for(quiet=quiet)
+    _require_counts(options)
     state = runs.State(None)
+    shown = {
+        name: value if isinstance(value, str) else None if value is None else type(value).__name__
+        for name, value in (("model", classifier), ("data", images))
+    }
+    kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
+        scientific = {name: value for name, value in kept.items() if name not in ("device", "data_dir")}
+        state = runs.open_folder(Path(out), resume=resume, fingerprint=runs.fingerprint(verb, shown, scientific))
         if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
             from robustcv import report
 
             report.write(out)
             return Run(runs.load(out), runs.load_files(out), Path(out))
-        named = [text if isinstance(text, str) else type(text).__name__ for text in (model, images)]
-        mark = runs.fingerprint(verb, named, {k: v for k, v in options.items() if k not in ("device", "data_dir")})
-        state = runs.open_folder(Path(out), resume=resume, fingerprint=mark)
-    shown = {"model": model} if isinstance(model, str) else {}
-    shown |= {"images": images} if isinstance(images, str) else {}
-    result = call(model, images, labels, options={**options}, state=state, progress=progress)
-    result = type(result)(
-        result.record.model_copy(update={"options": {**shown, **result.record.options}}),
-        result.files,
-        result.classifier,
-    )
-    run = _finish(result, out)
+    result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))
+    defaults = {name: parameter.default for name, parameter in inspect.signature(globals()[verb]).parameters.items()}
+    given = [name for name, value in kept.items() if value != _plain(defaults.get(name))]
+    files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, [*given, "model", "data"])}
+    record = result.record.model_copy(update={"options": {**shown, **result.record.options}})
+    run = _finish(type(result)(record, files, result.classifier), out)
     state.clear()
     return run
+
+
+def _require_counts(options: Mapping[str, Any]) -> None:
+    """Refuse counts that would make a run empty."""
+    for name, least in (("epochs", 1), ("batch_size", 1), ("n", 1), ("resize", 1), ("cases", 0), ("steps", 1)):
+        value = options.get(name)
+        if value is not None and value < least:
+            raise UserError(
+                "RCV-E006", f"--{name.replace('_', '-')} {value} is below {least}", "nothing would be done", "raise it"
+            )
 
 
 def _finish(result: "Result", out: Path | str | None) -> Run:

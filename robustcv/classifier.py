@@ -112,6 +112,13 @@ class Tracked(nn.Module):
         self._asked = self.in_play.nonzero().squeeze(1)
         return self._asked
 
+    def doubt(self, confirmed: Bool[Tensor, " n"]) -> bool:
+        """Put images back in play whose success a second forward pass did not confirm; says whether there were any."""
+        doubtful = self.broken & ~confirmed
+        self.in_play |= doubtful
+        self.best_score[doubtful] = torch.inf
+        return bool(doubtful.any())
+
     def forward(self, candidates: Float[Tensor, "m c h w"]) -> Float[Tensor, "m k"]:
         """Query the classifier about the rows asked for last."""
         rows = self._asked

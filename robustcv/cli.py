@@ -21,7 +21,7 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_COMMAS = ("attacks", "explain", "methods", "augment")
+_COMMAS = ("attacks", "explain", "method", "augment")
 _WORDS = ("eps", "set", "fail_under", "names")
 
 
@@ -47,8 +47,10 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
         return Annotated[text, Parameter(name="--data")]
     if name == "out":
         return Annotated[Path | None, Parameter(name=(long, *short), help=OUT_HELP)]
-    if name == "model":
-        return Annotated[text, Parameter(name=long)]
+    if name in ("model", "classifier"):
+        return Annotated[text, Parameter(name="--model")]
+    if name == "targets":
+        return Annotated[int | None, Parameter(name=long)]
     if name == "sweep":
         return Annotated[annotation, Parameter(name=long)]
     return Annotated[annotation, Parameter(name=(long, *short), negative="")]
@@ -59,7 +61,7 @@ def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run
     hints = typing.get_type_hints(verb)
     parameters = []
     for name, parameter in inspect.signature(verb).parameters.items():
-        if name == "labels":
+        if name == "labels":  # tensors, which a command line has not
             continue
         default = parameter.default
         if name in (*_COMMAS, *_WORDS) and default is not None:
@@ -116,23 +118,16 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     """Run a verb as a command: default folder, page's path on stdout, exit code from the verdict."""
     given.pop("config", None)
     as_json = given.pop("as_json", False)
-    signature = inspect.signature(verb)
     if given.get("out") is None:
-        slug = str(given.get("model") or given.get("images") or "run")
+        slug = str(given.get("classifier") or given.get("model") or given.get("images") or "run")
         given["out"] = runs.default_folder(verb.__name__, Path(slug).name.replace(":", "-"))
     for name in ("eps", "set", "fail_under"):
         if name in given:
             given[name] = list(given[name])
     _remember_folder(Path(given["out"]))
-    run = verb(**given)
-    resolved = {name: given.get(name, parameter.default) for name, parameter in signature.parameters.items()}
-    written = {
-        "data" if name == "images" else name: value
-        for name, value in resolved.items()
-        if name not in ("labels", "out", "resume", "quiet", "run_a", "run_b")
-    }
-    origin = {"data" if name == "images" else name: text for name, text in origins.origin.items()}
-    runs.write_atomic(Path(given["out"]) / "config.toml", runs.to_toml(written, origin))
+    renamed = {"images": "data", "classifier": "model"}
+    with runs.telling_origins({renamed.get(name, name): text for name, text in origins.origin.items()}):
+        run = verb(**given)
     print(runs.to_json(run.record).decode() if as_json else run.page)
     return int(run.record.exit_code)
 
@@ -248,12 +243,21 @@ def _terminated(signum: int, frame: Any) -> None:
     raise SystemExit(128 + signum)
 
 
+def _named_config(arguments: Sequence[str]) -> Path | None:
+    """Find the config file before the arguments are parsed: ``--config FILE`` or ``--config=FILE``."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--config" and following:
+            return Path(following)
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
-    place = arguments.index("--config") + 1 if "--config" in arguments else 0
-    config = Path(arguments[place]) if 0 < place < len(arguments) else None
+    config = _named_config(arguments)
     try:
         code = build(config)(arguments, exit_on_error=False, print_error=True)
         sys.exit(code if isinstance(code, int) else errors.DONE)

@@ -18,7 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, code: str, what: str, why: str, fix: str) -> None:
-        super().__init__(what)
+        super().__init__(code, what, why, fix)  # all of them, so that an error survives the way from a worker
         self.code, self.what, self.why, self.fix = code, what, why, fix
 
     def __str__(self) -> str:
@@ -28,10 +28,13 @@ class UserError(Exception):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Make the error for a name that is in no registry, with the nearest match."""
     names = sorted(known)
+    listed = kind if kind in ("attack", "explainer", "architecture", "objective") else None
+    listed = "dataset" if kind == "data set" else listed
+    see = f" (`robustcv list {listed}s`)" if listed else ""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return UserError(
         "RCV-E001",
         f"there is no {kind} called {name!r}",
         f"known: {', '.join(names)}",
-        f"did you mean {near[0]!r}?" if near else f"pick one of the names above (`robustcv list {kind}s`)",
+        f"did you mean {near[0]!r}?" if near else f"pick one of the names above{see}",
     )

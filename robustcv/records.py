@@ -29,7 +29,6 @@ class Metric(_Frozen):
     eps: float | None = None
     bound: Literal["upper", "lower"] | None = None
     attack: str | None = None
-    group: str | None = None
 
 
 class AttackResult(_Frozen):
@@ -109,7 +108,7 @@ class Case(_Frozen):
     image: str = Field(description="hash of the pixels")
     selection: str
     outcome: Literal["broken", "survived", "wrong when clean", "not attacked"]
-    label: int
+    label: int | None
     prediction: int
     confidence: float
     attack: str | None = None

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
         If the folder holds another run, or the options differ from those the state was made with.
     """
     mark = folder / "state" / "fingerprint"
-    if folder.exists() and any(folder.iterdir()):
+    beginnings = {mark, folder / "state" / "inputs"}  # a run that stopped before it did any work leaves only these
+    if folder.exists() and any(path not in beginnings for path in folder.rglob("*") if path.is_file()):
         if not resume:
             raise UserError(
                 "RCV-E020",
@@ -67,6 +69,8 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
             )
         if mark.exists() and mark.read_text() != fingerprint:
             raise _other_run(folder)
+    else:
+        (folder / "state" / "inputs").unlink(missing_ok=True)
     write_atomic(mark, fingerprint.encode())
     return State(folder / "state")
 
@@ -221,13 +225,35 @@ class _Files(Mapping[str, bytes]):
         return sum(1 for _ in self)
 
 
-def to_toml(options: Mapping[str, Any], origins: Mapping[str, str]) -> bytes:
-    """Write options as TOML, each with the place it came from as a comment; None is left out."""
+_origins: ContextVar[Mapping[str, str] | None] = ContextVar("origins", default=None)
+
+
+@contextlib.contextmanager
+def telling_origins(origins: Mapping[str, str]) -> Iterator[None]:
+    """Let the runs inside the block write where each option came from; without it they tell given from default."""
+    token = _origins.set(origins)
+    try:
+        yield
+    finally:
+        _origins.reset(token)
+
+
+def to_toml(options: Mapping[str, Any], given: Collection[str]) -> bytes:
+    """Write options as TOML, each with the place it came from as a comment; None is left out.
+
+    Parameters
+    ----------
+    given
+        Names of the options that are not at their default.
+    """
+    origins = {**dict.fromkeys(given, "given"), **(_origins.get() or {})}
     lines = ["# What this run was made with; `robustcv VERB --config config.toml` repeats it."]
     for name, value in options.items():
         if value is None:
             lines.append(f"# {name}: not set")
         else:
+            if isinstance(value, Mapping):  # options of methods, as the command line writes them
+                value = [f"{a}.{b}={json.dumps(c)}" for a, options in value.items() for b, c in options.items()]
             text = json.dumps(list(value) if isinstance(value, tuple | list) else value, ensure_ascii=False)
             lines.append(f"{name} = {text}  # {origins.get(name, 'default')}")
     return ("\n".join(lines) + "\n").encode()

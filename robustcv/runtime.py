@@ -3,7 +3,7 @@
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import metadata
@@ -53,36 +53,46 @@ def versions() -> dict[str, str]:
 
 
 class Progress:
-    """Tells the stage and the time left on stderr: a bar on a terminal, one line a stage elsewhere.
+    """Tells the stage and the time left on stderr: a bar on a terminal, a line as each stage begins elsewhere.
 
     Parameters
     ----------
-    stages
-        How many stages are to come, where that is known: each is then shown as ``3/9``.
+    expected
+        Where the stages to come are known: the share of the time that each takes. A stage is then shown as ``3/9``,
+        with the time left in all, by the pace so far.
     quiet
         Say nothing.
     """
 
-    def __init__(self, *, stages: int = 0, quiet: bool = False) -> None:
-        self.stages = stages
+    def __init__(self, *, expected: Sequence[float] = (), quiet: bool = False) -> None:
+        self.expected = tuple(expected)
         self.quiet = quiet
         self.stage_number = 0
+        self._start = time.monotonic()
+
+    def _label(self, name: str) -> str:
+        """Number a stage, and estimate what is left from the time that the stages before it took."""
+        if not self.expected:
+            return name
+        label = f"[{self.stage_number}/{len(self.expected)}] {name}"
+        done, left = sum(self.expected[: self.stage_number - 1]), sum(self.expected[self.stage_number - 1 :])
+        if done == 0:
+            return label
+        return f"{label} (about {(time.monotonic() - self._start) / done * left:.0f} s left in all)"
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
         """Show one stage of ``total`` units; yields the function that advances it."""
         self.stage_number += 1
-        label = f"[{self.stage_number}/{self.stages}] {name}" if self.stages else name
         if self.quiet:
             yield lambda _: None
         elif sys.stderr.isatty():
             with _bar() as bar:
-                task = bar.add_task(label, total=total)
+                task = bar.add_task(self._label(name), total=total)
                 yield lambda units: bar.advance(task, units)
         else:
-            start = time.monotonic()
+            print(self._label(name), file=sys.stderr, flush=True)
             yield lambda _: None
-            print(f"{label}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Tell the user one line."""

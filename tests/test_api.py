@@ -108,7 +108,7 @@ def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, au
     with pytest.raises(UserError, match="were made on different images"):
         rc.compare(audited, tmp_path / "other")
     forced = rc.compare(audited, tmp_path / "other", force=True, out=tmp_path / "forced")
-    assert forced.comparison.forced and "only the images in common" in forced.page.read_text()
+    assert forced.comparison.forced and "of the images in common" in forced.page.read_text()
     with pytest.raises(UserError, match="is the run of `train`"):
         rc.compare(trained, audited)
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv.attacks.losses import LOSSES
+from robustcv.attacks.losses import LOSSES, Loss
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import rows_in_play
 
@@ -18,7 +18,7 @@ def fgsm(
     norm: str = "linf",
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
 ) -> Float[Tensor, "n c h w"]:
     """Take one step of length eps up the loss (Goodfellow, Shlens and Szegedy 2015, section 4).
 

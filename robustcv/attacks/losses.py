@@ -1,5 +1,7 @@
 """What an attack climbs: losses of logits, one number per image, larger when the image is closer to being broken."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -28,4 +30,5 @@ def margin(
     return others - own if targets is None else own - others
 
 
+Loss = Literal["cross_entropy", "margin"]
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}

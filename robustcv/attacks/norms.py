@@ -99,10 +99,12 @@ def l2_project(
 
     Clipping cannot leave the ball again, because the image itself lies in [0, 1].
     """
-    change = candidates - images
+    change = (candidates - images).double()  # in float32 the length of a large image is off by more than its ulp
     length = change.flatten(1).norm(dim=1)
-    factor = torch.where(length > eps, eps / length, torch.ones_like(length))  # 0/0 is taken by the other branch
-    return (images + change * _per_image(factor, images)).clamp(0, 1)
+    # a hair inside, so that rounding the sum to the images' precision cannot carry it outside
+    inside = eps * (1 - 4 * torch.finfo(images.dtype).eps)
+    factor = torch.where(length > eps, inside / length, torch.ones_like(length))  # 0/0 is taken by the other branch
+    return (images + (change * _per_image(factor, images)).to(images.dtype)).clamp(0, 1)
 
 
 def l2_distance(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws
-from robustcv.attacks.losses import LOSSES, margin
+from robustcv.attacks.losses import LOSSES, Loss, margin
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import rows_in_play
 
@@ -25,7 +25,7 @@ def pgd(
     step_size: float | None = None,
     restarts: int = 1,
     random_start: bool = True,
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     keep: Literal["best", "last"] = "best",
 ) -> Float[Tensor, "n c h w"]:
     """Climb the loss by projected gradient steps (Madry et al. 2018, section 2.1).

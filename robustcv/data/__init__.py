@@ -1,16 +1,19 @@
 """What goes in: images with labels, by name in `DATASETS`, from folders and archives, or from Python."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from robustcv.data.digits import digits
 from robustcv.data.folder import folder
-from robustcv.data.image_set import Images, ImageSet, ImageStream, as_images, split_rows, stratified
+from robustcv.data.image_set import Images, ImageSet, ImageStream, as_images, resized, split_rows, stratified
 from robustcv.data.published import cifar10, cifar100, fashion_mnist, mnist
 from robustcv.data.shapes import shapes
 from robustcv.errors import UserError, unknown_name
 from robustcv.runtime import Progress
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Any]] = {
     "digits": digits,
     "shapes": shapes,
     "cifar10": cifar10,
@@ -20,7 +23,7 @@ DATASETS = {
     "folder": folder,
 }
 
-__all__ = ["DATASETS", "ImageSet", "ImageStream", "Images", "as_images", "load", "split_rows", "stratified"]
+__all__ = ["DATASETS", "ImageSet", "ImageStream", "Images", "as_images", "load", "resized", "split_rows", "stratified"]
 
 
 def load(
@@ -49,13 +52,16 @@ def load(
     if split not in ("train", "test"):
         raise UserError("RCV-E047", f"{name} has no split {split!r}", "it has: train, test", "use --split test")
     if name == "shapes":
-        words = [word for word in argument.split(",") if word]
-        sizes = [int(word) for word in words if word in ("32", "64")]
-        unknown = [word for word in words if word not in ("32", "64", "shortcut")]
-        if unknown:
-            raise unknown_name("option of shapes", unknown[0], ["32", "64", "shortcut"])
-        return shapes(split=split, size=sizes[0] if sizes else 32, shortcut="shortcut" in words)
-    if name == "digits":
-        return digits(split=split)
-    published = {"cifar10": cifar10, "cifar100": cifar100, "mnist": mnist, "fashion-mnist": fashion_mnist}
-    return published[name](split=split, data_dir=data_dir)
+        found: Images = resized(_shapes(argument, split), resize)
+        return found
+    keywords = {"data_dir": data_dir} if "data_dir" in inspect.signature(DATASETS[name]).parameters else {}
+    found = resized(DATASETS[name](split=split, **keywords), resize)
+    return found
+
+
+def _shapes(argument: str, split: str) -> ImageSet:
+    words = [word for word in argument.split(",") if word]
+    if unknown := [word for word in words if word not in ("32", "64", "shortcut")]:
+        raise unknown_name("option of shapes", unknown[0], ["32", "64", "shortcut"])
+    sizes = [int(word) for word in words if word != "shortcut"]
+    return shapes(split=split, size=sizes[0] if sizes else 32, shortcut="shortcut" in words)

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from robustcv.data import cache
-from robustcv.data.image_set import ImageSet, ImageStream, split_rows
+from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream, split_rows
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 TEST_SHARE = 0.2
-MEMORY_LIMIT = 2 << 30  # decoded bytes; a larger set is streamed
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def folder(
     if archive_key and (hit := cache.read(archive_key)) and hit.pixels.nbytes <= memory_limit:
         return _from_cache(hit, source)
     files = _scan_archive(source, progress) if archive_key else _scan_folder(source)
+    files = _with_splits(files, seed)
     classes = _check_layout(files, source)
     _check_overlap(files)
-    chosen, found = _choose_split(files, classes, split, seed, source)
+    chosen, found = _choose_split(files, split, source)
     names = tuple(classes)
     labels = torch.tensor([classes[file.class_name] for file in chosen])
     first = _decode(chosen[0], resize)
@@ -120,21 +120,26 @@ def _misplaced(name: str, source: Path) -> UserError:
 
 
 def _scan_folder(root: Path) -> list[ImageFile]:
+    """List a folder's images, links followed; hidden files are passed over, anything else must be an image."""
     files = []
-    for path in sorted(root.rglob("*")):
-        parts = path.relative_to(root).parts
-        if path.is_dir() or any(part.startswith(".") for part in parts):
-            continue
-        place = _place(parts)
-        if place is None or path.suffix.lower() not in SUFFIXES:
-            raise _misplaced(str(path.relative_to(root)), root)
-        files.append(ImageFile(str(path), *place, path.read_bytes, path.stat().st_size))
-    empty = [path for path in sorted(root.rglob("*")) if path.is_dir() and not any(path.iterdir())]
-    if empty:
-        raise UserError(
-            "RCV-E042", f"{empty[0]} is empty", "a class without images cannot be judged", "add images or remove it"
-        )
-    return files
+    for here, inside, names in os.walk(root, followlinks=True):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        if not inside and not visible:
+            raise _empty(here)
+        for name in visible:
+            path = Path(here) / name
+            place = _place(path.relative_to(root).parts)
+            if place is None or path.suffix.lower() not in SUFFIXES:
+                raise _misplaced(str(path.relative_to(root)), root)
+            files.append(ImageFile(str(path), *place, path.read_bytes, path.stat().st_size))
+    return sorted(files, key=lambda file: file.name)
+
+
+def _empty(where: str) -> UserError:
+    return UserError(
+        "RCV-E042", f"{where} is empty", "a class without images cannot be judged", "add images or remove it"
+    )
 
 
 def _scan_archive(source: Path, progress: Progress) -> list[ImageFile]:
@@ -147,9 +152,13 @@ def _scan_archive(source: Path, progress: Progress) -> list[ImageFile]:
             for member in archive:
                 path = PurePosixPath(member.name)
                 parts = tuple(part for part in path.parts if part != ".")
-                if not member.isfile() or any(part.startswith(".") for part in parts):
-                    folders |= {"/".join(parts)} if member.isdir() and parts else set()
+                if any(part.startswith(".") for part in parts):
                     continue
+                if member.isdir():
+                    folders |= {"/".join(parts)} if parts else set()
+                    continue
+                if not member.isfile():  # a link: what it names may lie outside the archive
+                    raise _misplaced(member.name, source)
                 place = _place(parts)
                 if place is None or path.suffix.lower() not in SUFFIXES:
                     raise _misplaced(member.name, source)
@@ -167,12 +176,7 @@ def _scan_archive(source: Path, progress: Progress) -> list[ImageFile]:
     filled = {str(PurePosixPath(file.name.removeprefix(f"{source}:")).parent).removeprefix("./") for file in files}
     empty = sorted(each for each in folders if not any(f == each or f.startswith(each + "/") for f in filled))
     if empty:
-        raise UserError(
-            "RCV-E042",
-            f"{source}: {empty[0]} is empty",
-            "a class without images cannot be judged",
-            "add images or remove it",
-        )
+        raise _empty(f"{source}: {empty[0]}")
     return files
 
 
@@ -215,7 +219,7 @@ def _check_layout(files: list[ImageFile], source: Path) -> dict[str, int]:
                 "RCV-E045",
                 f"{source}: class {missing[0]!r} has no image in split {split or 'outside the split folders'!r}",
                 "class numbers would differ between splits, or a class could not be judged",
-                "give every split the same class folders, each with at least one image",
+                "give every split the same classes, each with an image (without split folders: each class two)",
             )
     return {name: number for number, name in enumerate(sorted(classes))}
 
@@ -242,22 +246,25 @@ def _shared(file: ImageFile, other: ImageFile) -> UserError:
     )
 
 
-def _choose_split(
-    files: list[ImageFile], classes: dict[str, int], split: str, seed: int, source: Path
-) -> tuple[list[ImageFile], str]:
+def _with_splits(files: list[ImageFile], seed: int) -> list[ImageFile]:
+    """Give files that stand outside split folders their split: a seeded fifth of each class is the test split."""
+    if not files or {file.split for file in files} != {None}:
+        return files
+    numbers = {name: number for number, name in enumerate(sorted({file.class_name for file in files}))}
+    labels = torch.tensor([numbers[file.class_name] for file in files])
+    _, test = split_rows(labels, TEST_SHARE, seed)
+    chosen = set(test.tolist())
+    return [replace(file, split="test" if row in chosen else "train") for row, file in enumerate(files)]
+
+
+def _choose_split(files: list[ImageFile], split: str, source: Path) -> tuple[list[ImageFile], str]:
     wanted = SPLITS.get(split)
     present = {file.split for file in files}
     if wanted == "test" and "test" not in present and "val" in present:
         wanted = "val"
-    if present == {None}:
-        labels = torch.tensor([classes[file.class_name] for file in files])
-        train, test = split_rows(labels, TEST_SHARE, seed)
-        rows = {"train": train, "test": test}.get(wanted or "")
-        if rows is not None:
-            return [replace(files[row], split=wanted) for row in rows.tolist()], str(wanted)
-    elif wanted in present:
+    if wanted in present:
         return [file for file in files if file.split == wanted], str(wanted)
-    have = sorted(str(each) for each in present if each) or ["train", "test"]
+    have = sorted(str(each) for each in present if each)
     raise UserError(
         "RCV-E047", f"{source} has no split {split!r}", f"it has: {', '.join(have)}", f"use --split {have[0]}"
     )

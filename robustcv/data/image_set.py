@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from robustcv.errors import UserError
@@ -41,7 +42,7 @@ class Images(Protocol):
 
 def to_float(images: Tensor) -> Float[Tensor, "n c h w"]:
     """Bring uint8 pixels to float32 in [0, 1]; floats pass."""
-    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,10 @@ class ImageStream:
         loader = DataLoader(
             Subset(self.dataset, rows.tolist()), batch_size, num_workers=self.workers, collate_fn=_collate
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            images, labels = batch
             yield to_float(images), labels
 
     def in_memory(self) -> ImageSet:
@@ -223,10 +227,10 @@ class ImageStream:
         )
 
 
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor] | UserError:
     for image, _ in items:
-        if isinstance(image, UserError):  # made in a worker, where raising it would bury it in a traceback
-            raise image
+        if isinstance(image, UserError):  # in a worker, where raising it would bury it in a traceback
+            return image
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
 
@@ -256,17 +260,37 @@ def stratified(labels: Int64[Tensor, " n"], n: int, seed: int) -> Int64[Tensor, 
 
 
 def split_rows(labels: Int64[Tensor, " n"], share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split rows in two, class by class; the second part holds ``share`` of them."""
-    second = stratified(labels, max(1, round(share * len(labels))), seed)
+    """Split rows in two, class by class; the second part holds ``share`` of each.
+
+    A class of two or more images has at least one in either part; a single image stays in the first.
+    """
+    rng = np.random.default_rng(seed)
+    values = labels.numpy()
+    second = []
+    for label in np.unique(values):
+        rows = rng.permutation(np.flatnonzero(values == label))
+        k = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        second.append(rows[:k])
+    chosen = torch.from_numpy(np.sort(np.concatenate(second)))
     rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[second] = False
-    return rest.nonzero().squeeze(1), second
+    rest[chosen] = False
+    return rest.nonzero().squeeze(1), chosen
+
+
+MEMORY_LIMIT = 2 << 30  # decoded bytes; a larger set is streamed
 
 
 def as_images(
-    images: Any, labels: Any = None, class_names: tuple[str, ...] | None = None, *, name: str = "images"
+    images: Any,
+    labels: Any = None,
+    class_names: tuple[str, ...] | None = None,
+    *,
+    split: str = "test",
+    memory_limit: int = MEMORY_LIMIT,
 ) -> "Images":
     """Take what a PyTorch user has: a tensor with labels, a Dataset, a DataLoader, or one of our own sets.
+
+    A map-style Dataset that knows its labels (``targets``) and is larger than the memory limit is streamed.
 
     Parameters
     ----------
@@ -276,6 +300,8 @@ def as_images(
         Tensor or list, only with a tensor of images.
     class_names
         Names of the classes; taken from the data set's ``classes`` or numbered where missing.
+    split
+        What to call the set.
 
     Raises
     ------
@@ -284,25 +310,70 @@ def as_images(
     """
     if isinstance(images, ImageSet | ImageStream):
         return images
+    if (labels is None) == isinstance(images, Tensor):
+        missing = labels is None
+        raise UserError(
+            "RCV-E014",
+            f"images came {'without' if missing else 'as a data set and also with'} labels",
+            "accuracy is measured against the true classes, which must be known once",
+            "pass labels beside a tensor of images: rc.audit(model, images, labels)" if missing else "leave them out",
+        )
     if isinstance(images, Tensor):
-        if labels is None:
-            raise UserError(
-                "RCV-E014",
-                "images came without labels",
-                "accuracy is measured against the true classes",
-                "pass labels: rc.audit(model, images, labels)",
-            )
         pixels, truth = images.detach().cpu(), torch.as_tensor(labels).cpu().long()
-    else:
-        source = images.dataset if isinstance(images, DataLoader) else images
-        loader = images if isinstance(images, DataLoader) else DataLoader(images, 256)
-        class_names = class_names or tuple(str(each) for each in getattr(source, "classes", ())) or None
-        parts = [(part.detach().cpu(), truth.cpu()) for part, truth in _pairs(loader)]
-        pixels = torch.cat([part for part, _ in parts])
-        truth = torch.cat([part for _, part in parts]).long()
-    if class_names is None:
-        class_names = tuple(str(k) for k in range(int(truth.max()) + 1))
-    return ImageSet(_eight_bit(pixels), truth, class_names, name)
+        return ImageSet(_eight_bit(pixels), truth, class_names or _numbered(truth), split=split)
+    source: Any = images.dataset if isinstance(images, DataLoader) else images
+    class_names = class_names or tuple(str(each) for each in getattr(source, "classes", ())) or None
+    if hasattr(source, "targets") and hasattr(source, "__getitem__") and len(source) == len(source.targets):
+        truth = torch.as_tensor(source.targets).long()
+        first = next(_pairs([source[0]]))[0]
+        if first.numel() * len(source) > memory_limit:
+            c, h, w = first.shape
+            shape = (int(c), int(h), int(w))
+            names = class_names or _numbered(truth)
+            return ImageStream(_Rounded(source), truth, names, shape, name=type(source).__name__, split=split)
+    parts = []
+    for part, truth in _pairs(images if isinstance(images, DataLoader) else DataLoader(images, 256)):
+        parts.append((_eight_bit(part.detach().cpu()), truth.cpu().long()))
+    if len({part.dtype for part, _ in parts}) > 1:
+        parts = [(to_float(part), truth) for part, truth in parts]
+    pixels, truth = torch.cat([part for part, _ in parts]), torch.cat([truth for _, truth in parts])
+    return ImageSet(pixels, truth, class_names or _numbered(truth), split=split)
+
+
+def _numbered(labels: Tensor) -> tuple[str, ...]:
+    return tuple(str(k) for k in range(int(labels.max()) + 1))
+
+
+class _Rounded(Dataset[tuple[Tensor, int]]):
+    """A user's data set whose images are brought to 8 bits."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        image, label = self.source[row]
+        return image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8), int(label)
+
+
+def resized(images: Any, size: int | None) -> Any:
+    """Make the images of a set this many pixels square (bilinear, antialiased); None, or that size, changes nothing."""
+    if size is None or images.shape[1:] == (size, size):
+        return images
+    if isinstance(images, ImageStream):
+        raise UserError(
+            "RCV-E017",
+            f"{images.name} is too large to be resized in memory",
+            f"its images are {images.shape[2]}x{images.shape[1]} pixels, and are decoded as they are needed",
+            "resize in the data set itself, or save it as a folder of images",
+        )
+    pixels = to_float(images.images)
+    scaled = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    if images.images.dtype == torch.uint8:
+        scaled = (scaled * 255).round().to(torch.uint8)
+    masks = images.masks
+    if masks is not None:
+        masks = functional.interpolate(masks[:, None].float(), (size, size), mode="nearest")[:, 0] > 0.5
+    return replace(images, images=scaled, masks=masks)
 
 
 def _pairs(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:

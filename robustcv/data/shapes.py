@@ -50,7 +50,7 @@ def shapes(
         images = _plant_tags(images, labels, seeds, train=split == "train")
     pixels = (images * 255).round().to(torch.uint8)
     name = f"shapes:{size}" + (",shortcut" if shortcut else "")
-    return ImageSet(pixels, labels, CLASSES, name, split, flippable=True, masks=masks)
+    return ImageSet(pixels, labels, CLASSES, name, split, flippable=not shortcut, masks=masks)
 
 
 def _render(seeds: Tensor, labels: Tensor, size: int) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, "n h w"]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv import stats
-from robustcv.data import ImageSet
+from robustcv.data import Images
 from robustcv.records import CalibrationBin, Metric
 from robustcv.runtime import Advance
 
@@ -30,8 +30,9 @@ class Predictions:
 
     @property
     def confidences(self) -> Float[Tensor, " n"]:
-        """Softmax probability of each predicted class."""
-        return self.logits.double().softmax(1).amax(1).float()
+        """Softmax probability of each predicted class; 0 where a logit is not finite."""
+        sure = self.logits.double().softmax(1).amax(1).float()
+        return torch.where(self.logits.isfinite().all(1), sure, 0.0)
 
     @property
     def correct(self) -> Bool[Tensor, " n"]:
@@ -41,7 +42,7 @@ class Predictions:
 
 def predict(
     classifier: nn.Module,
-    images: ImageSet,
+    images: Images,
     *,
     batch_size: int,
     device: torch.device,

@@ -30,6 +30,8 @@ def explain_images(
 ) -> tuple[Explanation, ExplainerResult]:
     """Explain a (frozen) classifier's target logits, and say what it cost and how complete the maps are."""
     started = time.monotonic()
+    if "rows" not in options and batch_size < 64:
+        options = {**options, "rows": batch_size}  # a small batch size is asked for where memory is short
     parts = []
     for rows in torch.arange(len(images)).split(batch_size):
         seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], name)

@@ -11,23 +11,6 @@ from robustcv.records import Check
 ROWS = 16
 
 
-def require_matching_classes(logits: Tensor, class_names: tuple[str, ...]) -> None:
-    """Stop where the classifier and the data disagree on the number of classes.
-
-    Raises
-    ------
-    UserError
-        If the output is not ``n k`` with one column per class.
-    """
-    if logits.ndim != 2 or logits.shape[1] != len(class_names):
-        raise UserError(
-            "RCV-E070",
-            f"the model gives outputs of shape {tuple(logits.shape)} but the data has {len(class_names)} classes",
-            "the labels cannot be compared, so no accuracy can be computed",
-            "use the model with the data it was trained on, in the same class order",
-        )
-
-
 def require_some_right(predictions: Predictions) -> None:
     """Stop where not one image is classified correctly: there is nothing to break.
 
@@ -46,7 +29,13 @@ def require_some_right(predictions: Predictions) -> None:
 
 
 def preflight(
-    classifier: nn.Module, images: ImageSet, predictions: Predictions, *, was_training: bool, device: torch.device
+    classifier: nn.Module,
+    images: ImageSet,
+    predictions: Predictions,
+    *,
+    was_training: bool,
+    trained_on: tuple[str, ...] | None,
+    device: torch.device,
 ) -> tuple[Check, ...]:
     """Check a frozen classifier on a few images; each check gives its figure and what to do when raised.
 
@@ -54,6 +43,8 @@ def preflight(
     ----------
     was_training
         Whether the classifier came in training mode (it is judged in eval mode either way).
+    trained_on
+        The classes the classifier was trained on, in order, where that is known.
     """
     batch, labels = next(images.take(torch.arange(min(ROWS, len(images)))).batches(ROWS))
     return (
@@ -61,6 +52,7 @@ def preflight(
         _logits(predictions.logits),
         _finite(predictions.logits),
         _beats_majority(predictions),
+        _class_names(trained_on, images.class_names),
         _deterministic(classifier, batch.to(device)),
         _gradients(classifier, batch.to(device), labels.to(device)),
     )
@@ -100,6 +92,14 @@ def _beats_majority(predictions: Predictions) -> Check:
     return _check("better than the majority class", right > majority, figure, "check class order and preprocessing")
 
 
+def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> Check:
+    if trained_on is None:
+        return Check(check="class order", status="not run", figure="the model does not name its classes")
+    other = [f"{a!r} against {b!r}" for a, b in zip(trained_on, names, strict=False) if a != b]
+    figure = "the same names" if not other else f"{len(other)} differ: {other[0]}"
+    return _check("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
+
+
 def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
     with torch.no_grad():
         first, second = classifier(batch), classifier(batch)
@@ -115,9 +115,13 @@ def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:
     loss = nn.functional.cross_entropy(classifier(inputs), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
     if gradient is None:
-        dead = len(batch)
-    else:
-        size = gradient.flatten(1).abs().amax(1)
-        dead = int((~size.isfinite() | (size == 0)).sum())
+        raise UserError(
+            "RCV-E073",
+            "the model gives no gradient with respect to its images",
+            "every attack there is needs one; an audit without an attack would call the model robust",
+            "remove no_grad, detach or numpy from its forward pass",
+        )
+    size = gradient.flatten(1).abs().amax(1)
+    dead = int((~size.isfinite() | (size == 0)).sum())
     fix = "gradient attacks cannot work here, so the robust accuracy is too high; try --set pgd.loss=margin"
     return _check("usable gradients", dead == 0, f"zero or not finite for {dead} of {len(batch)} images", fix)

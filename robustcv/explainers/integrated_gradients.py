@@ -46,7 +46,7 @@ def integrated_gradients(
         target=targets,
         n_steps=steps,
         method="riemann_middle",
-        internal_batch_size=max(rows, len(images)),
+        internal_batch_size=max(rows, len(images)),  # captum takes one step of all images at least
         return_convergence_delta=True,
     )
     maps = maps.detach()

@@ -13,11 +13,11 @@ from robustcv.classifier import Classifier
 from robustcv.errors import UserError, unknown_name
 from robustcv.models import checkpoint
 from robustcv.models.cifar_resnet import cifar_resnet20
-from robustcv.models.small_cnn import small_cnn
+from robustcv.models.small_cnn import SMALLEST, small_cnn
 
 ARCHITECTURES = {"small_cnn": small_cnn, "cifar_resnet20": cifar_resnet20}
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+FROM_PYTHON = "python object"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ def build(
     """Build an untrained classifier of a named architecture; normalisation inside."""
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
+    if architecture == "small_cnn" and size < SMALLEST:
+        raise UserError(
+            "RCV-E066",
+            f"small_cnn needs images of {SMALLEST} pixels or more, got {size}",
+            "after two poolings nothing would be left",
+            "add --resize 32",
+        )
     network = ARCHITECTURES[architecture](classes=classes, size=size, channels=channels)
     return Classifier(network, mean=mean or [0.5] * channels, std=std or [0.25] * channels)
 
@@ -60,8 +67,15 @@ def load(spec: Any, weights: str | None = None) -> Loaded:
     weights
         A safetensors file or a torch file without code.
     """
+    if weights is not None and (isinstance(spec, nn.Module) or not str(spec).startswith(("torchvision:", "py:"))):
+        raise UserError(
+            "RCV-E065",
+            f"weights from {weights} cannot be put into {spec if isinstance(spec, str) else type(spec).__name__}",
+            "a run folder and a module from Python already hold theirs",
+            "leave --weights out, or name the network: --model torchvision:NAME or py:FILE:FUNCTION",
+        )
     if isinstance(spec, nn.Module):
-        return Loaded(spec, "python object", type(spec).__name__)
+        return Loaded(spec, FROM_PYTHON, type(spec).__name__)
     kind, _, rest = str(spec).partition(":")
     folder = Path(spec).expanduser()
     folder = folder.parent if folder.name == "model.safetensors" else folder
@@ -106,20 +120,24 @@ def _from_run(folder: Path) -> Loaded:
 
 
 def _from_torchvision(name: str, weights: str | None) -> Loaded:
+    """Build a network of torchvision, with the input size and normalisation that its published weights came with."""
     import torchvision
 
     name, _, version = name.partition("@")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise unknown_name("torchvision model", name, known)
+    published = torchvision.models.get_model_weights(name)
+    if version and version not in published.__members__:
+        raise unknown_name(f"version of {name}", version, published.__members__)
+    entry = published[version] if version else published.DEFAULT
+    found = None if weights is None else checkpoint.load_weights(weights)
     try:
-        if weights is None:
-            network = torchvision.models.get_model(name, weights=version or "DEFAULT")
+        if found is None:
+            network = torchvision.models.get_model(name, weights=entry)
         else:
-            found = checkpoint.load_weights(weights)
             classes = _classes_in(found, torchvision.models.get_model(name, weights=None), name)
             network = torchvision.models.get_model(name, weights=None, num_classes=classes)
-            checkpoint.fill(network, found, weights)
     except (OSError, RuntimeError) as error:
         raise UserError(
             "RCV-E059",
@@ -127,8 +145,11 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
             str(error).splitlines()[0][:200],
             "go online once, or give a file with --weights",
         ) from error
-    size = (299, 299) if name == "inception_v3" else (224, 224)
-    classifier = Classifier(network, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=size)
+    if found is not None:
+        checkpoint.fill(network, found, str(weights))
+    wanted = entry.transforms()
+    size = wanted.crop_size[0]
+    classifier = Classifier(network, mean=wanted.mean, std=wanted.std, size=(size, size))
     return Loaded(classifier, f"torchvision:{name}", name)
 
 

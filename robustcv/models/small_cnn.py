@@ -2,6 +2,8 @@
 
 from torch import nn
 
+SMALLEST = 18  # pixels a side; below, the last convolution has nothing to see
+
 
 def small_cnn(*, classes: int = 10, size: int = 32, channels: int = 3) -> nn.Module:
     """Build conv 3x3 32, pool, conv 64, pool, conv 64, dense 64, dense K; 122,570 parameters at 32x32x3, 10 classes.

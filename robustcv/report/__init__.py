@@ -15,6 +15,10 @@ from robustcv.report.blocks import Page
 from robustcv.report.sections import SECTIONS
 
 _HERE = Path(__file__).parent
+_FORCED = (
+    "The two runs were made on different images. The paired differences are of the images in common; the curve, the "
+    "classes and the intervals of the tiles are of each run's own images."
+)
 
 __all__ = ["SECTIONS", "notebook", "render", "write"]
 
@@ -38,7 +42,7 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
         checks=summary.checks(record),
         sections=tuple(section for section in sections if section.place == "full"),
         top=tuple(section for section in sections if section.place != "full"),
-        banner="The two runs were made on different images; only the images in common are compared." if forced else "",
+        banner=_FORCED if forced else "",
     )
     script = (_HERE / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

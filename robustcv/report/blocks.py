@@ -12,6 +12,7 @@ class Tile:
     note: str
     delta: str = ""
     delta_note: str = ""
+    better: bool | None = None
 
 
 @dataclass(frozen=True)

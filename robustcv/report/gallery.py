@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustcv import runs
-from robustcv.records import Case, Comparison, Data, Record
+from robustcv.records import Case, Comparison, Data, HeatmapRef, Record
 from robustcv.report import images, numbers
 from robustcv.report.blocks import Gallery, Item, Picture, Strip
 
@@ -70,7 +71,9 @@ def _arrays(files: Files, name: str) -> runs.Arrays:
     return runs.unpack_arrays(files[name]) if name in files else {}
 
 
-def _name(data: Data, label: int) -> str:
+def _name(data: Data, label: int | None) -> str:
+    if label is None:
+        return "not known"
     return data.class_names[label] if label < len(data.class_names) else str(label)
 
 
@@ -99,7 +102,7 @@ def _strips(
 ) -> tuple[Strip, ...]:
     """Make the panels of a case: one strip a method, the first with the pictures themselves."""
     true, said = _name(data, case.label), _name(data, case.prediction)
-    wrong = case.prediction != case.label
+    wrong = case.label is not None and case.prediction != case.label
     pictures = [
         Picture(
             images.data_uri(images.decode(files[case.files["clean"]])),
@@ -126,17 +129,22 @@ def _strips(
         pictures.append(Picture(images.data_uri(change), f"Change, amplified {factor} times", f"change ×{factor}"))
     methods = list(dict.fromkeys(ref.method for ref in case.heatmaps))
     others: list[Picture] = []
-    for number_of_method, method in enumerate(methods):
+    for place, method in enumerate(methods):
         refs = [ref for ref in case.heatmaps if ref.method == method]
         coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
-        short = method.replace("_", " ")
         for ref, picture in zip(refs, coloured, strict=True):
-            target = _name(data, ref.target)
-            panel = Picture(
-                images.data_uri(picture),
-                f"{short} heat map of the {ref.image} image for class {target}",
-                f"why {target}" if number_of_method == 0 and attacked else short,
-            )
-            (pictures if number_of_method == 0 or not attacked else others).append(panel)
+            panel = _heatmap_panel(ref, picture, _name(data, ref.target), first=place == 0 and attacked)
+            (pictures if place == 0 or not attacked else others).append(panel)
     strips = [Strip(tuple(pictures), label)]
     return (*strips, Strip(tuple(others), "the same, by other methods")) if others else tuple(strips)
+
+
+def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, first: bool) -> Picture:
+    """Make the panel of one heat map: method, image, class explained and completeness gap, in alt text and caption."""
+    method = ref.method.replace("_", " ")
+    gap = "" if ref.error is None else f", completeness gap {100 * ref.error:.1f} %"
+    caption = f"why {target}" if first else f"{method}: why {target}"
+    if not first and ref.image == "adversarial":
+        caption += ", attacked"
+    alt = f"{method} heat map of the {ref.image} image for class {target}{gap}"
+    return Picture(images.data_uri(picture), alt, caption)

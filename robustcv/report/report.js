@@ -4,8 +4,9 @@
   for (const card of document.querySelectorAll(".case")) {
     card.addEventListener("click", () => {
       zoomed.replaceChildren(...[...card.childNodes].map((node) => node.cloneNode(true)));
+      zoomed.querySelectorAll(".zoom").forEach((button) => button.remove());
       dialog.classList.toggle("pixelated", card.parentElement.classList.contains("pixelated"));
-      dialog.setAttribute("aria-label", card.getAttribute("aria-label").replace(": enlarge", ", enlarged"));
+      dialog.setAttribute("aria-label", `${card.getAttribute("aria-label")}, enlarged`);
       dialog.showModal();
     });
   }

@@ -85,7 +85,7 @@ def _compare_sentence(record: Record) -> str:
     where = numbers.threat(pair.eps or 0, pair.norm or "linf")
     robust = f"Robust accuracy at {where}"
     if pair.low <= 0 <= pair.high:
-        return f"{robust} shows no difference: {before} ({a}) and {after} ({b}) on the same {n:,} images."
+        return f"{robust} of {a} ({before}) and {b} ({after}) cannot be told apart on the same {n:,} images."
     word = "rises" if pair.difference > 0 else "falls"
     return f"{robust} {word} from {before} ({a}) to {after} ({b}) on the same {n:,} images."
 
@@ -216,6 +216,7 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
                 numbers.interval(metric) if metric else f"n = {n:,}",
                 f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
                 f"against {record.comparison.a.name}, paired",
+                None if pair.low <= 0 <= pair.high else pair.difference > 0,
             )
         )
     sides = record.comparison.a, record.comparison.b

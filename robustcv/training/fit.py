@@ -210,7 +210,7 @@ def _validate(
     classifier: nn.Module, validation: Batches, batch_size: int, device: torch.device, attack: Perturb | None
 ) -> tuple[int, int | None]:
     """Count right answers on the validation split, clean and (with an attack) attacked."""
-    right = robust = 0
+    right = robust = done = 0
     with frozen(classifier):
         for images, labels in validation.batches(batch_size):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
@@ -219,7 +219,9 @@ def _validate(
                 clean = classifier(images).argmax(1) == labels
             right += int(clean.sum())
             if attack is not None and clean.any():
-                attacked = attack(classifier, images[clean], labels[clean])
+                seeds = torch.arange(done, done + len(labels), device=device)[clean]  # an image's own, whoever is right
+                attacked = attack(classifier, images[clean], labels[clean], seeds=seeds)
                 with torch.no_grad():
                     robust += int((classifier(attacked).argmax(1) == labels[clean]).sum())
+            done += len(labels)
     return right, None if attack is None else robust

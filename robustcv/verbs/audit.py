@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.data import ImageSet
-from robustcv.errors import unknown_name
+from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
-from robustcv.evaluation.preflight import preflight, require_matching_classes, require_some_right
+from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.worst_case import Planned, WorstCase, robust_metrics, worst_case
 from robustcv.explainers import EXPLAINERS
 from robustcv.models import load as load_classifier
@@ -46,7 +46,11 @@ def audit(
     clock = Clock()
     headline, sweep = parse_sweep(options["eps"], options["norm"], sweep=options["sweep"])
     method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS})
-    plan = [_planned(name, method_options) for name in options["attacks"]]
+    plan = [_planned(name, method_options) for name in dict.fromkeys(options["attacks"])]
+    if not plan:
+        raise UserError(
+            "RCV-E009", "no attack was named", "robust accuracy is measured by attacks", "--attacks fgsm,pgd"
+        )
     for name in options["explain"]:
         if name not in EXPLAINERS:
             raise unknown_name("explainer", name, EXPLAINERS)
@@ -57,7 +61,8 @@ def audit(
         images,
         labels,
         **{name: options[name] for name in ("split", "data_dir", "resize", "n", "seed")},
-        class_names=loaded.class_names,
+        loaded=loaded,
+        device=device,
         progress=progress,
     )
     described = describe_model(loaded)
@@ -66,7 +71,14 @@ def audit(
     was_training = loaded.classifier.training
     with judged(loaded.classifier) as classifier:
         predictions = _predict(classifier, chosen, device, options["batch_size"], progress)
-        checks = preflight(classifier, chosen, predictions, was_training=was_training, device=device)
+        checks = preflight(
+            classifier,
+            chosen,
+            predictions,
+            was_training=was_training,
+            trained_on=loaded.class_names,
+            device=device,
+        )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         with progress.stage("attacks", len(chosen) * len(plan) * len(sweep)) as advance:
             outcome = worst_case(
@@ -118,9 +130,6 @@ def _predict(
     classifier: nn.Module, images: ImageSet, device: torch.device, batch_size: int, progress: Progress
 ) -> Predictions:
     """Predict every clean image; stops where no number could be computed from the answers."""
-    probe, _ = next(images.take(torch.arange(1)).batches(1))
-    with torch.no_grad():
-        require_matching_classes(classifier(probe.to(device)), images.class_names)
     with progress.stage("clean accuracy", len(images)) as advance:
         predictions = predict(classifier, images, batch_size=batch_size, device=device, advance=advance)
     require_some_right(predictions)

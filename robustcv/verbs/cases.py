@@ -103,13 +103,14 @@ def explain_cases(
     methods: Sequence[str],
     options: Mapping[str, Mapping[str, Any]],
     *,
+    targets: Sequence[int] | None = None,
     seed: int,
     batch_size: int,
     device: torch.device,
     progress: Progress,
 ) -> tuple[tuple[records.Case, ...], tuple[records.ExplainerResult, ...], dict[str, bytes]]:
-    """Explain the predicted class of each case's clean and attacked image; gives cases, costs and evidence files."""
-    jobs = _jobs(drawn)
+    """Explain the predicted class, or the target, of each clean and attacked image; gives cases, costs and files."""
+    jobs = _jobs(drawn, targets)
     refs: dict[int, list[records.HeatmapRef]] = {}
     arrays: runs.Arrays = {}
     results = []
@@ -158,10 +159,10 @@ class _Job(NamedTuple):
     target: int
 
 
-def _jobs(drawn: Drawn) -> list[_Job]:
+def _jobs(drawn: Drawn, targets: Sequence[int] | None) -> list[_Job]:
     jobs = []
     for k, (case, clean, attacked) in enumerate(zip(drawn.cases, drawn.clean, drawn.attacked, strict=True)):
-        jobs.append(_Job(k, "clean", clean, case.prediction))
+        jobs.append(_Job(k, "clean", clean, case.prediction if targets is None else targets[k]))
         if attacked is not None and case.adversarial_prediction is not None:
             jobs.append(_Job(k, "adversarial", attacked, case.adversarial_prediction))
     return jobs

@@ -28,16 +28,21 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
     if len(rows_a) == 0:
         raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
     pairs = [_paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
+    attacks = {each.name for each in record_a.attacks} & {each.name for each in record_b.attacks}
     for norm, eps in _common_threats(record_a, record_b):
-        stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
+        stands = [
+            _stands(verdicts, norm, eps, attacks)[rows]
+            for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))
+        ]
         pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
     label_a, label_b = names or _names(record_a, record_b, run_a, run_b)
+    raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.preflight)
     files: dict[str, bytes] = {}
     side_a, side_b = _side(record_a, run_a, label_a, "a", files), _side(record_b, run_b, label_b, "b", files)
     record = records.Record(
         verb="compare",
         version=version(),
-        verdict=_worse(record_a.verdict, record_b.verdict),
+        verdict="INCONCLUSIVE" if raised else "NO GATE",
         data=record_b.data,
         comparison=records.Comparison(
             a=side_a, b=side_b, paired=tuple(pairs), options_changed=_changed(record_a, record_b), forced=not same
@@ -71,23 +76,29 @@ def _verdicts(folder: Path) -> runs.Arrays:
 
 
 def _pair(a: runs.Arrays, b: runs.Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
-    """Match the rows of two runs by image hash and label; says whether all of them match."""
-    keys_a = [(row.tobytes(), int(label)) for row, label in zip(a["hash"], a["label"], strict=True)]
-    place_b = {(row.tobytes(), int(label)): i for i, (row, label) in enumerate(zip(b["hash"], b["label"], strict=True))}
-    both = [(i, place_b[key]) for i, key in enumerate(keys_a) if key in place_b]
+    """Match the rows of two runs by image hash and label, each row once; says whether all of them match."""
+    places: dict[tuple[bytes, int], list[int]] = {}
+    for row, key in enumerate(_keys(b)):
+        places.setdefault(key, []).append(row)
+    both = [(row, places[key].pop(0)) for row, key in enumerate(_keys(a)) if places.get(key)]
     rows = np.array(both, dtype=np.int64).reshape(-1, 2)
-    return rows[:, 0], rows[:, 1], len(both) == len(keys_a) == len(b["label"])
+    return rows[:, 0], rows[:, 1], len(both) == len(a["label"]) == len(b["label"])
+
+
+def _keys(verdicts: runs.Arrays) -> list[tuple[bytes, int]]:
+    return [(row.tobytes(), int(label)) for row, label in zip(verdicts["hash"], verdicts["label"], strict=True)]
 
 
 def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float]]:
-    """List the threat models (norm, eps) that both runs attacked under."""
-    sets = [{(each.norm, each.eps) for each in record.attacks} for record in (a, b)]
+    """List the threat models (norm, eps) that both runs attacked under, with at least one attack in common."""
+    names = {each.name for each in a.attacks} & {each.name for each in b.attacks}
+    sets = [{(each.norm, each.eps) for each in record.attacks if each.name in names} for record in (a, b)]
     return sorted(sets[0] & sets[1])
 
 
-def _stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:
-    """Tell which images no attack of this norm broke at or below eps."""
-    at = [array for name, array in verdicts.items() if name.startswith(f"broken_at/{norm}/")]
+def _stands(verdicts: runs.Arrays, norm: str, eps: float, attacks: set[str]) -> NDArray[np.bool_]:
+    """Tell which images none of these attacks, of this norm, broke at or below eps."""
+    at = [verdicts[f"broken_at/{norm}/{name}"] for name in sorted(attacks)]
     first: NDArray[np.float64] = np.min(at, axis=0)
     return first > eps * (1 + 1e-9)
 
@@ -140,12 +151,6 @@ def _side(record: records.Record, folder: Path, name: str, prefix: str, files: d
         explanations=record.explanations,
         cases=cases,
     )
-
-
-def _worse(a: records.Verdict, b: records.Verdict) -> records.Verdict:
-    """Give the verdict of a comparison: no better than that of either run."""
-    order: tuple[records.Verdict, ...] = ("FAIL", "INCOMPLETE", "INCONCLUSIVE")
-    return next((verdict for verdict in order if verdict in (a, b)), "NO GATE")
 
 
 def _changed(a: records.Record, b: records.Record) -> dict[str, tuple[str, str]]:

@@ -33,7 +33,8 @@ def harden(
             "name them: --data ...",
         )
     options = {**options, **{name: options[name] or made_with.get(name) for name in ("data_dir", "resize")}}
-    sets = TrainingSets(images, labels, options, progress)
+    split_seed = made_with.get("split_seed", options["seed"])  # the images held out then must be held out again
+    sets = TrainingSets(images, labels, options, progress, split_seed=split_seed)
     if sets.train.class_names != loaded.class_names:
         raise UserError(
             "RCV-E064",

@@ -1,26 +1,30 @@
 """What every verb does first and last: model, images and device in; the record's common parts out."""
 
 import contextlib
+import inspect
+import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from robustcv import records, runtime
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import frozen
-from robustcv.data import Images, ImageSet, as_images, stratified
+from robustcv.data import Images, ImageSet, ImageStream, as_images, resized, stratified
 from robustcv.data import load as load_images
 from robustcv.errors import UserError, unknown_name
-from robustcv.models import Loaded, checkpoint
+from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.records import Record
 from robustcv.runtime import Progress
 
@@ -91,7 +95,10 @@ def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float
         if value <= 0 or (norm == "linf" and value > 1) or value != value:
             hint = f"did you mean {value:g}/255?" if value > 1 else "use a radius above 0, such as 8/255"
             raise UserError(
-                "RCV-E003", f"eps {value:g} is outside (0, 1]", "pixels lie in [0, 1], so eps is in those units", hint
+                "RCV-E003",
+                f"eps {value:g} is outside {'(0, 1]' if norm == 'linf' else 'what L2 allows: above 0'}",
+                "pixels lie in [0, 1], so eps is in those units",
+                hint,
             )
     more = [factor * max(given) for factor in (0.25, 0.5, 1, 2, 4)] if sweep else []
     limit = 1.0 if norm == "linf" else float("inf")
@@ -107,10 +114,7 @@ def parse_options(given: Any, names: dict[str, Any]) -> dict[str, dict[str, Any]
     UserError
         If a method or an option is unknown.
     """
-    import inspect
-    import json
-
-    if isinstance(given, dict):
+    if isinstance(given, Mapping):
         pairs = [(method, key, value) for method, options in given.items() for key, value in options.items()]
     else:
         pairs = []
@@ -124,42 +128,85 @@ def parse_options(given: Any, names: dict[str, Any]) -> dict[str, dict[str, Any]
                     "the form is METHOD.OPTION=VALUE",
                     "--set pgd.steps=50",
                 )
-            try:
-                parsed = json.loads(value)
-            except ValueError:
-                parsed = parse_eps(value) if value.replace("/", "").isdigit() else value
-            pairs.append((method, key, parsed))
+            pairs.append((method, key, _read(value)))
     found: dict[str, dict[str, Any]] = {}
     for method, key, value in pairs:
         if method not in names:
             raise unknown_name("method", method, names)
-        accepted = [
-            name
-            for name, parameter in inspect.signature(names[method]).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in ("eps", "norm", "targets", "seeds", "keep")
-        ]
-        if key not in accepted:
-            raise unknown_name(f"option of {method}", key, accepted)
-        found.setdefault(method, {})[key] = value
+        found.setdefault(method, {})[key] = _checked(names[method], method, key, value)
     return found
 
 
+def _read(text: str) -> Any:
+    """Read a value from the command line: JSON, a fraction, Python's True and False, or else the text itself."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        pass
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        return text
+
+
+def _checked(function: Any, method: str, key: str, value: Any) -> Any:
+    """Hold a method's option against the function's signature: its name, its type, and counts at least 1."""
+    reserved = ("eps", "norm", "targets", "seeds", "keep")
+    parameters = inspect.signature(function).parameters.values()
+    accepted = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in reserved]
+    if key not in accepted:
+        raise unknown_name(f"option of {method}", key, accepted)
+    annotation = typing.get_type_hints(function)[key]
+    if typing.get_origin(annotation) is Literal and value not in typing.get_args(annotation):
+        raise unknown_name(f"{key} of {method}", str(value), typing.get_args(annotation))
+    try:
+        checked = TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise UserError(
+            "RCV-E008", f"{method}.{key}={value} cannot be used", why, f"--set {method}.{key}=..."
+        ) from error
+    if isinstance(checked, int | float) and not isinstance(checked, bool) and annotation is not float and checked <= 0:
+        why = "a method that takes no step, or none of any size, would count as one that failed"
+        raise UserError("RCV-E008", f"{method}.{key}={value} is not above 0", why, f"--set {method}.{key}=1 or more")
+    return checked
+
+
 def device_of(loaded: Loaded, name: str) -> torch.device:
-    """Choose the device: a module from Python stays where it is, anything we loaded goes to the best there is."""
-    if loaded.source == "python object" and name == "auto":
-        parameter = next(loaded.classifier.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
-    device = runtime.pick_device(name)
-    if loaded.source != "python object":
+    """Choose the device: a module from Python stays where it is, anything we loaded goes to the best there is.
+
+    Raises
+    ------
+    UserError
+        If another device is asked for than the one a module from Python is on.
+    """
+    if loaded.source != FROM_PYTHON:
+        device = runtime.pick_device(name)
         loaded.classifier.to(device).to(memory_format=torch.channels_last)
-    return device
+        return device
+    parameter = next(loaded.classifier.parameters(), None)
+    own = torch.device("cpu") if parameter is None else parameter.device
+    if name != "auto" and (asked := runtime.pick_device(name)).type != own.type:
+        raise UserError(
+            "RCV-E031",
+            f"the module is on {own}, but device {asked} was asked for",
+            "a module from Python is left where it is",
+            f"move it yourself: model.to({name!r}), or leave device out",
+        )
+    return own
 
 
 @contextlib.contextmanager
 def judged(classifier: nn.Module) -> Iterator[nn.Module]:
-    """Hold a classifier frozen, and without autotuning that could change results between runs."""
-    with frozen(classifier):
-        yield classifier
+    """Hold a classifier frozen, in plain float32 and without autotuning, which could change results between runs."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    kept = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = False, False, False, True
+    try:
+        with frozen(classifier):
+            yield classifier
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = kept
 
 
 def take_images(
@@ -171,29 +218,83 @@ def take_images(
     resize: int | None,
     n: int | None,
     seed: int,
-    class_names: tuple[str, ...] | None,
+    loaded: Loaded,
+    device: torch.device,
     progress: Progress,
+    at_most: bool = False,
 ) -> tuple[ImageSet, records.Data]:
-    """Load images by spec or take them from Python, choose the subset, and describe both."""
+    """Load images by spec or take them from Python, choose the subset, match the classes, and describe all of it.
+
+    Raises
+    ------
+    UserError
+        If the model cannot take the images, or has other classes.
+    """
     if isinstance(images, str):
         whole: Images = load_images(images, split=split, data_dir=data_dir, resize=resize, progress=progress)
     else:
-        whole = as_images(images, labels, class_names)
+        whole = resized(as_images(images, labels, loaded.class_names, split=split), resize)
     total = len(whole)
+    n = min(n, total) if at_most and n is not None else n
+    if n is None and isinstance(whole, ImageStream):
+        raise UserError(
+            "RCV-E018",
+            f"{whole.name} has {total:,} images, more than fit in memory",
+            "an audit keeps the images it judges, so that it can show and replay what it found",
+            "choose a subset, drawn class by class: -n 1000",
+        )
     chosen = (whole if n is None else whole.take(stratified(whole.labels, n, seed))).in_memory()
+    classes = _number_of_classes(loaded.classifier, chosen, device)
+    if not isinstance(images, str) and classes > len(chosen.class_names) and chosen.class_names[0] == "0":
+        chosen = replace(chosen, class_names=tuple(str(k) for k in range(classes)))  # a sample need not hold them all
+    if classes != len(chosen.class_names):
+        raise UserError(
+            "RCV-E070",
+            f"the model gives {classes} classes but the data has {len(chosen.class_names)} classes",
+            "the labels cannot be compared, so no accuracy can be computed",
+            "use the model with the data it was trained on, in the same class order",
+        )
     selection = "all" if n is None or n == total else f"stratified by class, seed {seed}"
-    data = records.Data(
-        name=chosen.name,
-        split=chosen.split,
-        n=len(chosen),
+    return chosen, describe_data(chosen, total, selection)
+
+
+def describe_data(images: ImageSet, total: int, selection: str) -> records.Data:
+    """Make the record of a set of images."""
+    return records.Data(
+        name=images.name,
+        split=images.split,
+        n=len(images),
         total=total,
-        class_names=chosen.class_names,
-        shape=chosen.shape,
-        sha256=chosen.content_hash,
+        class_names=images.class_names,
+        shape=images.shape,
+        sha256=images.content_hash,
         selection=selection,
-        eight_bit=chosen.images.dtype == torch.uint8,
+        eight_bit=images.images.dtype == torch.uint8,
     )
-    return chosen, data
+
+
+def _number_of_classes(classifier: nn.Module, images: ImageSet, device: torch.device) -> int:
+    """Ask the classifier about one image."""
+    probe, _ = next(images.take(torch.arange(1)).batches(1))
+    try:
+        with frozen(classifier), torch.no_grad():
+            logits = classifier(probe.to(device))
+    except RuntimeError as error:
+        c, h, w = images.shape
+        raise UserError(
+            "RCV-E072",
+            f"the model cannot take images of {c} channels and {w}x{h} pixels",
+            str(error).splitlines()[0][:160],
+            "make them the size it was trained on (--resize), or resize inside: robustcv.Classifier(network, size=...)",
+        ) from error
+    if logits.ndim != 2:
+        raise UserError(
+            "RCV-E070",
+            f"the model gives outputs of shape {tuple(logits.shape)} for one image",
+            "a classifier gives one row of logits for each image",
+            "return logits n k",
+        )
+    return int(logits.shape[1])
 
 
 def describe_model(loaded: Loaded) -> records.Model:

@@ -13,7 +13,7 @@ from torch import nn
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.classifier import Classifier
-from robustcv.data import Images, as_images, split_rows
+from robustcv.data import Images, ImageSet, as_images, resized, split_rows
 from robustcv.data import load as load_images
 from robustcv.data.augment import AUGMENTATIONS
 from robustcv.errors import UserError, unknown_name
@@ -30,7 +30,7 @@ VALIDATION_SHARE = 0.1
 def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress) -> Result:
     """Train a new classifier; ``options`` are the keyword arguments of `robustcv.train`, all of them."""
     clock = Clock()
-    sets = TrainingSets(images, labels, options, progress)
+    sets = TrainingSets(images, labels, options, progress, split_seed=options["seed"])
     device = pick_device(options["device"])
     channels, height, _ = sets.train.shape
     torch_seed = torch.get_rng_state()
@@ -51,17 +51,43 @@ def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.S
 class TrainingSets:
     """Training, validation and test images; validation is cut from training where the data has no such split."""
 
-    def __init__(self, images: Any, labels: Any, options: Mapping[str, Any], progress: Progress) -> None:
-        self.test: Images | None = None
+    def __init__(
+        self, images: Any, labels: Any, options: Mapping[str, Any], progress: Progress, *, split_seed: int
+    ) -> None:
         self.spec = images if isinstance(images, str) else None
+        self.split_seed = split_seed
+        self.test: Images | None = None
+        own: Images | None = None
         if isinstance(images, str):
             place = {"data_dir": options["data_dir"], "resize": options["resize"], "progress": progress}
             whole = load_images(images, split="train", **place)
-            self.test = load_images(images, split="test", **place)
+            own = _split_or_none(images, "val", place)
+            test = _split_or_none(images, "test", place)
+            self.test = None if test is None or test.split != "test" else test  # `val` must not serve twice
         else:
-            whole = as_images(images, labels)
-        rows, held_out = split_rows(whole.labels, VALIDATION_SHARE, options["seed"])
-        self.train, self.validation = whole.take(rows), whole.take(held_out)
+            whole = resized(as_images(images, labels, split="train"), options["resize"])
+        if own is not None:
+            self.train, self.validation = whole, own
+        else:
+            rows, held_out = split_rows(whole.labels, VALIDATION_SHARE, split_seed)
+            self.train, self.validation = whole.take(rows), whole.take(held_out)
+        _, height, width = self.train.shape
+        if height != width:
+            raise UserError(
+                "RCV-E067",
+                f"the training images are {width}x{height} pixels",
+                "the architectures here take square images",
+                f"add --resize {min(height, width)}",
+            )
+
+
+def _split_or_none(spec: str, split: str, place: Mapping[str, Any]) -> Images | None:
+    try:
+        return load_images(spec, split=split, **place)
+    except UserError as error:
+        if error.code == "RCV-E047":  # there is no such split
+            return None
+        raise
 
 
 def run_training(
@@ -79,7 +105,7 @@ def run_training(
     classifier.to(device).to(memory_format=torch.channels_last)
     perturb = training_attack(options)
     names = default_augment(sets.train, options["augment"])
-    state.require_same("inputs", runs.fingerprint(sets.train.labels.tolist(), sets.validation.labels.tolist()))
+    state.require_same("inputs", runs.fingerprint(*(_identity(part) for part in (sets.train, sets.validation))))
     saved = state.load("training.pt")
     progress.say(
         f"{options['objective']} on {len(sets.train):,} images, {len(sets.validation):,} held out for validation"
@@ -123,7 +149,13 @@ def run_training(
     described = {
         **loaded.description,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "data": {"spec": sets.spec, "data_dir": options["data_dir"], "resize": options["resize"]},
+        "data": {
+            "spec": sets.spec,
+            "data_dir": options["data_dir"],
+            "resize": options["resize"],
+            "split_seed": sets.split_seed,
+            "train_sha256": _identity(sets.train),
+        },
         "training": training.model_dump(mode="json"),
     }
     finished = Loaded(classifier, loaded.source, loaded.architecture, described, loaded.class_names)
@@ -144,6 +176,13 @@ def run_training(
 
 TRAINING_OPTIONS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "seed")
 ATTACK_OPTIONS = ("eps", "norm", "steps")
+
+
+def _identity(images: Images) -> str:
+    """Hash a set: its pixels where they are in memory, else what is known without decoding."""
+    if isinstance(images, ImageSet):
+        return images.content_hash
+    return runs.fingerprint(images.name, images.split, images.shape, images.labels.tolist())
 
 
 def _to_bytes(content: dict[str, Any]) -> bytes:
@@ -201,8 +240,8 @@ def _test_once(
     """Read the test split, for the first and only time; without one nothing is claimed."""
     if sets.test is None:
         return (), None
-    with judged(classifier), progress.stage("test accuracy", len(sets.test)) as advance:
-        test = sets.test.in_memory()
+    test = sets.test
+    with judged(classifier), progress.stage("test accuracy", len(test)) as advance:
         predictions = predict(classifier, test, batch_size=options["batch_size"], device=device, advance=advance)
     data = records.Data(
         name=test.name,
@@ -211,7 +250,7 @@ def _test_once(
         total=len(test),
         class_names=test.class_names,
         shape=test.shape,
-        sha256=test.content_hash,
+        sha256=_identity(test),
         selection="all",
     )
     return (proportion("clean_accuracy", predictions.correct), calibration(predictions, seed=options["seed"])[0]), data

@@ -107,9 +107,7 @@ def training(record: Record, files: Files) -> Section | None:
             rows.append({"series": "validation, attacked", "epoch": epoch.epoch, "share": robust})
     label = f"Accuracy over {len(made.epochs)} epochs; epoch {made.selected_epoch} was kept"
     chart = Chart(charts.training_curve(rows, selected=made.selected_epoch, label=label), _epoch_table(record))
-    subtitle = (
-        f"{made.objective} · kept: epoch {made.selected_epoch}, by {made.selected_by} · the test split was read once"
-    )
+    subtitle = f"{made.objective} · kept: epoch {made.selected_epoch}, by {made.selected_by}"
     return Section("training", "Training", subtitle, (chart,), "Training")
 
 

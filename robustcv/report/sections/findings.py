@@ -93,7 +93,7 @@ def _traded(record: Record) -> Bullet | None:
     figure = f"{numbers.points(clean.difference)} ({numbers.p_value(clean.p_value)})"
     if clean.low <= 0 <= clean.high:
         return Bullet(
-            f"Clean accuracy shows no difference: {figure}",
+            f"Clean accuracies cannot be told apart: {figure}",
             "RCV-F07",
             "paired",
         )

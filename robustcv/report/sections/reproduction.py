@@ -35,7 +35,7 @@ def reproduce(record: Record, files: Files) -> Section | None:
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))
     options = tuple((Cell(name), Cell(numbers.plain(value))) for name, value in record.options.items())
     folded = Table(("option", "value"), options, folded="Options, all of them")
-    subtitle = "same seed, same machine, same result; config.toml in the run folder repeats the run"
+    subtitle = "same seed, same machine, same result"
     return Section("reproduce", "Reproduce", subtitle, (facts, folded), "Reproduce")
 
 

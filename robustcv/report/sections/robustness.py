@@ -44,7 +44,10 @@ def curve(record: Record, files: Files) -> Section | None:
     ]
     unit = "k/255, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
     svg = charts.robustness_curve(
-        rows, chance=1 / max(classes, 1), x_title=f"eps ({unit})", label=_curve_takeaway(series, norm)
+        rows,
+        chance=1 / max(classes, 1),
+        x_title=f"eps ({unit})",
+        label=_curve_takeaway(series, norm, record.headline_eps),
     )
     every = sorted({metric.eps or 0 for metrics in series.values() for metric in metrics})
     table = Table(
@@ -70,13 +73,14 @@ def _with_clean(metrics: tuple[Metric, ...], attack: str | None) -> list[Metric]
     return [*clean, *sorted(robust, key=lambda each: each.eps or 0)]
 
 
-def _curve_takeaway(series: dict[str, list[Metric]], norm: str) -> str:
+def _curve_takeaway(series: dict[str, list[Metric]], norm: str, headline: float | None) -> str:
+    """Say in a sentence what the curve shows, at the eps of the first screen."""
     parts = []
     for name, metrics in series.items():
-        last = metrics[-1]
-        where = numbers.threat(last.eps or 0, norm)
-        parts.append(f"{name}: {numbers.percent(metrics[0])} clean, {numbers.percent(last)} at {where}")
-    return "Robust accuracy over eps. " + "; ".join(parts) + "."
+        told = next((metric for metric in metrics if metric.eps == headline), metrics[-1])
+        where = numbers.threat(told.eps or 0.0, norm)
+        parts.append(f"{name}: {numbers.percent(metrics[0])} clean, {numbers.percent(told)} at {where}")
+    return "Accuracy under attack over eps. " + "; ".join(parts) + "."
 
 
 def _metric_cell(metric: Metric | None) -> Cell:
@@ -150,6 +154,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
             "success",
             "a wrong answer, confirmed by a second forward pass of the plain model, inside the ball and the box",
         ),
+        ("headline", numbers.eps_long(record.headline_eps or 0.0, norm)),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
         ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
     )
