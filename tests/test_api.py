@@ -80,6 +80,8 @@ def test_l2_and_method_options_are_passed_on(trained: Path) -> None:
     pgd = next(attack for attack in run.attacks if attack.name == "pgd")
     assert pgd.options == {"steps": 3, "restarts": 2} and pgd.max_distance <= 0.5 + 1e-6
     assert pgd.backward <= 6 * pgd.attempted
+    run = rc.audit(str(trained), "digits", **QUICK, set=["pgd.random_start=False", "pgd.step_size=2/255"])
+    assert next(a for a in run.attacks if a.name == "pgd").options == {"random_start": False, "step_size": 2 / 255}
 
 
 def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_path: Path) -> None:
@@ -97,6 +99,55 @@ def test_explain_shows_every_method_with_its_gap(trained: Path, tmp_path: Path) 
     assert [result.method for result in run.explanations] == ["integrated_gradients", "gradient_shap", "partition_shap"]
     assert all(result.median_error is not None for result in run.explanations)
     assert all(len(case.heatmaps) == 3 and case.heatmaps[0].target == case.prediction for case in run.cases)
+
+
+def test_explain_takes_targets_and_needs_no_labels(trained: Path) -> None:
+    model, images = rc.load_classifier(str(trained)), rc.load_images("digits", n=5)
+    pixels, _ = next(images.batches(5))
+    run = rc.explain(model, pixels, 3, method="integrated_gradients", quiet=True)
+    assert [case.heatmaps[0].target for case in run.cases] == [3] * 5 and run.metrics == ()
+    assert all(case.label is None for case in run.cases)
+    run = rc.explain(model, pixels, [0, 1, 2, 3, 4], method=["integrated_gradients"], n=None, quiet=True)
+    assert sorted(case.heatmaps[0].target for case in run.cases) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="2 targets for 5 images"):
+        rc.explain(model, pixels, [0, 1], quiet=True)
+
+
+def test_a_sample_need_not_hold_every_class(trained: Path) -> None:
+    model, images = rc.load_classifier(str(trained)), rc.load_images("digits")
+    rows = (images.labels < 3).nonzero().squeeze(1)[:20]
+    pixels, labels = next(images.take(rows).batches(20))
+    run = rc.audit(model, pixels, labels, eps=0.05, sweep=False, explain=(), cases=0, quiet=True)
+    assert len(run.classes) == 10 and run.classes[9].n == 0
+
+
+def test_resuming_a_finished_run_gives_it_back_only_for_the_same_options(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = rc.audit(str(trained), "digits", **QUICK, out=out)
+    again = rc.audit(str(trained), "digits", **QUICK, out=out, resume=True)
+    assert again.record == first.record
+    with pytest.raises(UserError, match="was made with other options"):
+        rc.audit(str(trained), "digits", **{**QUICK, "eps": "1/255"}, out=out, resume=True)
+
+
+def test_a_mistake_does_not_use_up_the_folder(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no attack called"):
+        rc.audit(str(trained), "digits", **{**QUICK, "attacks": ["pdg"]}, out=tmp_path / "run")
+    assert rc.audit(str(trained), "digits", **QUICK, out=tmp_path / "run").verdict == "NO GATE"
+
+
+def test_two_eps_that_look_alike_keep_their_own_state(trained: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "eps": ["8/255", "0.0313725"]}
+    written, memory = (rc.audit(str(trained), "digits", **options, out=out) for out in (tmp_path / "run", None))
+    assert [m.count for m in written.metrics] == [m.count for m in memory.metrics]
+
+
+def test_a_module_on_another_device_is_left_there(trained: Path) -> None:
+    model = rc.load_classifier(str(trained))
+    with pytest.raises(UserError, match=r"but device meta was asked for|cannot be used"):
+        rc.audit(model, "digits", **{**QUICK, "device": "meta"})
+    with pytest.raises(UserError, match="cannot be put into"):
+        rc.audit(str(trained), "digits", **QUICK, weights="w.safetensors")
 
 
 def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, audited: Path, tmp_path: Path) -> None:
@@ -123,6 +174,11 @@ def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, au
         ({"attacks": ["pdg"]}, "no attack called 'pdg'"),
         ({"explain": ["lime"]}, "no explainer called 'lime'"),
         ({"set": ["pgd.stps=3"]}, "no option of pgd called 'stps'"),
+        ({"set": ["pgd.steps=many"]}, "pgd.steps=many cannot be used"),
+        ({"set": ["pgd.restarts=0"]}, "pgd.restarts=0 is not above 0"),
+        ({"set": ["pgd.loss=marign"]}, "no loss of pgd called 'marign'"),
+        ({"attacks": []}, "no attack was named"),
+        ({"batch_size": 0}, "--batch-size 0 is below 1"),
         ({"set": ["pgd"]}, "cannot be read"),
         ({"set": ["pdg.steps=3"]}, "no method called 'pdg'"),
         ({"n": 100000}, "100000 images were asked for"),

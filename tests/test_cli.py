@@ -83,7 +83,12 @@ MISTAKES = [
     (("audit", "--model", "small_cnn", "--data", "digits"), "train it first"),
     (("audit", "--model", "torchvision:resnet1", "--data", "digits"), "resnet18"),
     (("audit", "--model", "py:/nowhere.py:f", "--data", "digits"), "names no file"),
-    (("audit", "--model", "MODEL", "--data", "digits", "--weights", "/nowhere.pt", "--device", "gpu"), "gpu"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--device", "gpu"), "gpu"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--weights", "/nowhere.pt"), "cannot be put into"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--config=/nowhere.toml"), "/nowhere.toml does not exist"),
+    (("audit", "--model", "torchvision:resnet18@V9", "--data", "digits"), "no version of resnet18 called 'V9'"),
+    (("train", "--data", "digits", "--epochs", "0"), "--epochs 0 is below 1"),
+    (("compare", "MODEL", "MODEL", "--names", "a"), "1 names for two runs"),
     (("audit", "--model", "MODEL", "--data", "/nowhere"), "no data set called"),
     (("audit", "--model", "MODEL", "--data", "shapes"), "the data has 6 classes"),
     (("audit", "--model", "MODEL", "--data", "cifar10", "--data-dir", "EMPTY"), "could not be downloaded"),
@@ -91,7 +96,7 @@ MISTAKES = [
     (("train", "--data", "digits", "--objective", "pgd"), "did you mean 'pgd-at'"),
     (("train", "--data", "digits", "--augment", "flop"), "did you mean 'flip'"),
     (("harden", "--model", "MODEL", "--eps", "300/255"), "outside (0, 1]"),
-    (("explain", "--model", "MODEL", "--data", "digits", "--methods", "gradcam"), "no explainer called"),
+    (("explain", "--model", "MODEL", "--data", "digits", "--method", "gradcam"), "no explainer called"),
     (("compare", "/nowhere", "/nowhere"), "holds no report.json"),
     (("report", "/nowhere"), "holds no report.json"),
     (("list", "attack"), "did you mean 'attacks'"),
@@ -126,7 +131,7 @@ def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> 
         code, printed, _ = call(capsys, verb.__name__, "--help")
         assert code == 0
         for name in inspect.signature(verb).parameters:
-            if name not in ("labels", "images", "run_a", "run_b"):
+            if name not in ("labels", "images", "classifier", "run_a", "run_b"):
                 assert f"--{name.replace('_', '-')}" in printed, (verb, name)
     code, printed, _ = call(capsys, "--help")
     assert all(verb in printed for verb in ("train", "audit", "harden", "explain", "compare", "report", "list", "demo"))
@@ -148,6 +153,19 @@ def test_report_renders_the_same_bytes_again(capsys, audited: Path) -> None:
     assert (audited / "report.html").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_the_demo_tells_its_stages_and_ends_with_a_page(capsys, tmp_path: Path) -> None:
+    from robustcv.demo import EXPECTED
+
+    code, printed, talk = call(capsys, "demo", "-n", "30", "--epochs", "1", "-o", str(tmp_path / "demo"))
+    assert code == 0 and printed.splitlines()[-1] == str(tmp_path / "demo/compare/report.html")
+    numbered = [line for line in talk.splitlines() if line.startswith("[")]
+    assert [line.split("]")[0] for line in numbered] == [f"[{k + 1}/{len(EXPECTED)}" for k in range(len(EXPECTED))]
+    assert "s left in all" in numbered[-1]
+    pages = sorted(path.parent.name for path in (tmp_path / "demo").rglob("report.html"))
+    assert pages == ["audit", "audit-hardened", "compare", "harden", "train"]
+
+
 def test_help_does_not_import_torch() -> None:
     lines = ("import sys", "from robustcv import cli", "try: cli.main(['--help'])", "except SystemExit: pass")
     code = "\n".join([*lines, "assert 'torch' not in sys.modules"])
@@ -155,7 +173,14 @@ def test_help_does_not_import_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kill", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("kill", "code"),
+    [
+        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.every_case),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.every_case),
+    ],
+)
 def test_training_survives_being_killed_and_resumes_to_the_same_weights(tmp_path: Path, kill, code) -> None:
     """The kill comes when the state of an epoch is on disk; the rest is done by --resume."""
     arguments = ["train", "--data", "digits", "--epochs", "6", "-q"]

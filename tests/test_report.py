@@ -52,7 +52,7 @@ def pages(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]:
     options = {"n": 60, "eps": ["16/255", "8/255"], "cases": 6, "quiet": True}
     rc.audit(str(root / "harden"), "digits", **options, out=root / "hardened")
     rc.explain(
-        str(trained), "digits", n=3, methods=["integrated_gradients", "gradient_shap"], out=root / "explain", quiet=True
+        str(trained), "digits", n=3, method=["integrated_gradients", "gradient_shap"], out=root / "explain", quiet=True
     )
     rc.compare(audited, root / "hardened", out=root / "compare")
     return {

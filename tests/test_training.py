@@ -126,11 +126,12 @@ def test_training_repeats_with_its_seed_and_leaves_the_global_generator_alone(tm
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_the_test_split_is_read_once_and_shares_no_image_with_training(trained: Path) -> None:
+def test_the_splits_share_no_image(trained: Path) -> None:
     import robustcv.verbs.train as verb
     from robustcv.runtime import Progress
 
-    sets = verb.TrainingSets("digits", None, {"data_dir": None, "resize": None, "seed": 0}, Progress(quiet=True))
+    options = {"data_dir": None, "resize": None}
+    sets = verb.TrainingSets("digits", None, options, Progress(quiet=True), split_seed=0)
     parts = [set(part.in_memory().hashes) for part in (sets.train, sets.validation, sets.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 1797
     assert rc_record(trained).metric("clean_accuracy").n == 599
@@ -140,6 +141,52 @@ def rc_record(folder: Path):
     from robustcv import runs
 
     return runs.load(folder)
+
+
+def test_the_test_split_is_read_once_after_training(monkeypatch) -> None:
+    import robustcv.verbs.train as verb
+    from robustcv.data import ImageSet
+
+    reads: list[str] = []
+    inner = ImageSet.batches
+
+    def counting(self, batch_size, order=None):
+        reads.append(self.split if order is None else f"{self.split}, shuffled")
+        return inner(self, batch_size, order)
+
+    monkeypatch.setattr(ImageSet, "batches", counting)
+    rc.train("digits", epochs=2, quiet=True)
+    assert reads == ["train, shuffled", "train", "train, shuffled", "train", "test"]  # "train" is the held-out part
+    assert verb.VALIDATION_SHARE == 0.1
+
+
+def test_a_val_folder_is_the_validation_split_and_never_the_test_split(tmp_path: Path) -> None:
+    from test_data import layout, png
+
+    import robustcv.verbs.train as verb
+    from robustcv.runtime import Progress
+
+    names = [(split, label, i) for split in ("train", "val") for label in "ab" for i in range(3)]
+    source = layout(tmp_path, {f"{s}/{c}/{i}.png": png(hash((s, c, i)) % 10**6, (32, 32)) for s, c, i in names})
+    options = {"data_dir": None, "resize": None}
+    sets = verb.TrainingSets(str(source), None, options, Progress(quiet=True), split_seed=0)
+    assert (len(sets.train), len(sets.validation), sets.test) == (6, 6, None)
+    assert sets.validation.split == "val"
+
+
+def test_hardening_holds_out_what_training_held_out(tmp_path: Path) -> None:
+    import json
+
+    rc.train("digits", epochs=1, seed=3, out=tmp_path / "train", quiet=True)
+    rc.harden(str(tmp_path / "train"), epochs=1, steps=1, out=tmp_path / "harden", quiet=True)
+    made, hardened = (json.loads((tmp_path / name / "model.json").read_text())["data"] for name in ("train", "harden"))
+    assert made["train_sha256"] == hardened["train_sha256"] and hardened["split_seed"] == 3
+
+
+@pytest.mark.parametrize(("shape", "message"), [((3, 32, 40), "40x32"), ((3, 12, 12), "18 pixels or more")])
+def test_images_that_no_architecture_takes_are_refused(shape, message) -> None:
+    with pytest.raises(rc.UserError, match=message):
+        rc.train(torch.rand(40, *shape), torch.arange(40) % 2, epochs=1, quiet=True)
 
 
 @pytest.mark.slow

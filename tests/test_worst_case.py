@@ -161,6 +161,33 @@ def test_an_adversarial_that_was_returned_but_never_queried_is_found() -> None:
     assert outcome.results[0].backward == outcome.results[0].attempted
 
 
+class Flickering(nn.Module):
+    """Answers wrongly to a batch of more than one image, and rightly to one alone."""
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 2) + 0 * images.flatten(1).sum(1, keepdim=True)
+        return logits + torch.tensor([1.0, 0.0] if len(images) != 3 else [0.0, 1.0])
+
+
+def test_a_success_that_the_second_opinion_does_not_share_is_no_success() -> None:
+    images = ImageSet(make_images(4, dtype=torch.float32), torch.zeros(4).long(), ("a", "b"))
+    calls = []
+
+    def attack(classifier, images, labels, **options):
+        calls.append(len(rows_in_play(classifier, images)))
+        classifier.in_play[0] = False  # three rows in play: the classifier then answers wrongly
+        classifier(images[rows_in_play(classifier, images)])
+        return images
+
+    with frozen(Flickering()) as model:
+        outcome = worst_case(
+            model, images, torch.ones(4, dtype=torch.bool), [Planned("flicker", attack, {})], norm="linf", sweep=[0.1],
+            seed=0, batch_size=4, device=torch.device("cpu"), state=runs.State(None),
+        )  # fmt: skip
+    assert calls == [4, 4]  # tried once more, with the doubtful rows back in play
+    assert outcome.results[0].broken == 0
+
+
 class NaNs(nn.Module):
     """Gives NaN to bright images."""
 
@@ -169,7 +196,7 @@ class NaNs(nn.Module):
         return torch.where(images.flatten(1).mean(1, keepdim=True) > 0.51, torch.nan, logits)
 
 
-def test_not_a_number_is_never_robust() -> None:
+def test_an_answer_that_is_not_a_number_counts_as_broken() -> None:
     model = NaNs()
     images = ImageSet(torch.linspace(0.46, 0.5, 16).reshape(4, 1, 2, 2), torch.zeros(4).long(), ("a", "b"))
     with frozen(model):
