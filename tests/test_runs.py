@@ -109,7 +109,7 @@ def test_state_is_forgotten_when_the_run_is_finished(audited: Path) -> None:
 
 def test_resuming_with_other_options_is_refused(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    runs.open_folder(out, resume=False, fingerprint="another run")
+    runs.open_folder(out, resume=False, fingerprint="another run").save("training.pt", b"half done")
     with pytest.raises(UserError, match="was made with other options"):
         rc.audit(str(trained), "digits", n=20, out=out, resume=True, quiet=True)
 
@@ -117,8 +117,9 @@ def test_resuming_with_other_options_is_refused(trained: Path, tmp_path: Path) -
 def test_toml_that_is_written_can_be_read() -> None:
     import tomllib
 
-    text = runs.to_toml(
-        {"eps": ["8/255"], "n": 5, "sweep": True, "x": None, "s": 'a"b'}, {"n": "command line"}
-    ).decode()
-    assert tomllib.loads(text) == {"eps": ["8/255"], "n": 5, "sweep": True, "s": 'a"b'}
+    options = {"eps": ["8/255"], "n": 5, "sweep": True, "x": None, "s": 'a"b', "set": {"pgd": {"steps": 3}}}
+    with runs.telling_origins({"n": "command line"}):
+        text = runs.to_toml(options, ["s"]).decode()
+    assert tomllib.loads(text) == {"eps": ["8/255"], "n": 5, "sweep": True, "s": 'a"b', "set": ["pgd.steps=3"]}
     assert "n = 5  # command line" in text and "# x: not set" in text
+    assert 'b"  # given' in text and "sweep = true  # default" in text
