@@ -2,10 +2,11 @@
 
     python benchmarks/epoch.py --data ARCHIVE_OR_FOLDER [--rounds 3] [--images 20000]
 
-Floor: the forward and backward passes of the net, measured on one batch over and over. The usual loop is ImageFolder, per-image
-transforms (RandomCrop with padding 2, RandomHorizontalFlip, ToTensor) and a DataLoader, with 0 and with 2 workers; the
-faster one counts. robustcv decodes once (its time is printed apart) and augments in batches. Same batch size, optimiser
-(fused Adam), net, images and number of steps; robustcv also moves the learning rate. Alternating runs, medians.
+Floor: the forward and backward passes of the net, measured on one batch over and over. The usual loop is ImageFolder,
+per-image transforms (RandomCrop with padding 2, RandomHorizontalFlip, ToTensor) and a DataLoader, with 0 and with 2
+workers; the faster one counts. robustcv decodes once (its time is printed apart) and augments in batches. Same batch
+size, optimiser (fused Adam), net, images and number of steps; robustcv also moves the learning rate. Alternating runs,
+medians.
 """
 
 import argparse
