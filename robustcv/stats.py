@@ -89,7 +89,10 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """Compute a percentile bootstrap interval of any statistic of paired samples (Efron 1979).
+    """Compute a percentile bootstrap interval of any statistic of paired samples, shifted by its bias (Efron 1979).
+
+    A statistic such as the calibration error is larger on resamples than on the sample, on average; unshifted, the
+    interval could lie above the figure it belongs to.
 
     Parameters
     ----------
@@ -102,4 +105,5 @@ def bootstrap(
     n = len(samples[0])
     draws = [statistic(*(sample[rows] for sample in samples)) for rows in rng.integers(0, n, (resamples, n))]
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(low), float(high))
+    bias = float(np.mean(draws)) - statistic(*samples)
+    return Interval(float(low) - bias, float(high) - bias)

@@ -14,6 +14,7 @@ from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expected_calibration_error, predict, proportion
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.records import Metric
+from robustcv.stats import bootstrap
 from robustcv.verbs.gates import judge_gates, parse_gates
 
 
@@ -44,6 +45,23 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_its_exces
     assert expected_calibration_error(confidence, (rng.random(20000) < confidence).astype(float)) < 0.02
     over = (rng.random(20000) < confidence - 0.2).astype(float)
     assert expected_calibration_error(confidence, over) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_interval_of_the_calibration_error_holds_it_and_covers_a_known_one() -> None:
+    """Models that are overconfident by exactly 0.1 everywhere: the true error is 0.1."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(60):
+        confidence = rng.uniform(0.5, 1, 500)
+        correct = (rng.random(500) < confidence - 0.1).astype(float)
+        low, high = bootstrap(expected_calibration_error, confidence, correct, seed=seed, resamples=300)
+        assert low <= expected_calibration_error(confidence, correct) <= high
+        covered.append(low <= 0.1 <= high)
+    assert np.mean(covered) >= 0.85
+    calibrated = rng.uniform(0.5, 1, 1000)
+    correct = (rng.random(1000) < calibrated).astype(float)
+    low, high = bootstrap(expected_calibration_error, calibrated, correct, seed=0)
+    assert low <= expected_calibration_error(calibrated, correct) <= high
 
 
 def test_the_bins_add_up_and_the_interval_holds_the_figure() -> None:

@@ -59,7 +59,7 @@ def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str
     """
     import altair as alt
 
-    names = list(dict.fromkeys(row["series"] for row in rows))
+    names = list(dict.fromkeys(row["series"] for row in reversed(rows)))  # what is drawn last is told first
     colour, dash, shape = _scales(alt, names)
     ticks = sorted({row["eps"] for row in rows})
     base = alt.Chart(alt.Data(values=rows)).encode(

@@ -133,7 +133,9 @@ def _strips(
         refs = [ref for ref in case.heatmaps if ref.method == method]
         coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
         for ref, picture in zip(refs, coloured, strict=True):
-            panel = _heatmap_panel(ref, picture, _name(data, ref.target), first=place == 0 and attacked)
+            panel = _heatmap_panel(
+                ref, picture, _name(data, ref.target), first=place == 0 and (attacked or len(methods) == 1)
+            )
             (pictures if place == 0 or not attacked else others).append(panel)
     strips = [Strip(tuple(pictures), label)]
     return (*strips, Strip(tuple(others), "the same, by other methods")) if others else tuple(strips)

@@ -20,10 +20,8 @@ def curve(record: Record, files: Files) -> Section | None:
         classes = len(b.classes)
     else:
         attacks = list(dict.fromkeys(each.name for each in record.attacks))
-        names: dict[str | None, str] = {
-            None: "worst case",
-            **({name: f"{name} alone" for name in attacks} if len(attacks) > 1 else {}),
-        }
+        alone: dict[str | None, str] = {name: f"{name} alone" for name in attacks} if len(attacks) > 1 else {}
+        names = {**alone, None: "worst case"}  # drawn last, on top
         series = {label: _with_clean(record.metrics, name) for name, label in names.items()}
         classes = len(record.classes)
     series = {name: metrics for name, metrics in series.items() if len(metrics) > 1}
