@@ -203,7 +203,7 @@ def _attack_block(
         checks += len(rows)
         if not tracked.doubt(fooled):
             break
-    broken = (tracked.broken & fooled).cpu()
+    broken = tracked.broken.cpu()
     keep = broken | remember[rows]
     result = _Attacked(
         rows=rows,
