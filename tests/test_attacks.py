@@ -288,7 +288,7 @@ def test_projection_is_idempotent_and_keeps_what_is_inside(seed, norm, eps, scal
 @pytest.mark.parametrize("eps", [0.5, 3.0, 10.0])
 def test_float32_images_of_224_pixels_stay_inside(norm, eps) -> None:
     """Rounding must not carry a projected candidate out of the ball, or it would be thrown away as a failure."""
-    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = make_images(3, (3, 224, 224), dtype=torch.float32)  # away from the box, whose clipping would help
     moved = images + torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     ulp = 6e-8 if norm == "linf" else 0.0  # image + eps itself is rounded
     assert (distance(norm, NORMS[norm].project(moved, images, eps), images) <= eps + ulp).all()
