@@ -132,7 +132,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     return int(run.record.exit_code)
 
 
-def report(run: Path, /, *, config: Annotated[Path | None, Parameter(show=False)] = None) -> int:
+def report(run: Path, /) -> int:
     """Render the page of a run again from its report.json and evidence; no computing.
 
     Parameters

@@ -15,6 +15,7 @@ from robustcv.attacks.losses import margin
 from robustcv.attacks.norms import NORMS, Norm
 from robustcv.classifier import Judge, Tracked
 from robustcv.data import ImageSet
+from robustcv.evaluation.accuracy import proportion
 from robustcv.records import AttackResult, Metric
 from robustcv.runtime import Advance
 
@@ -242,8 +243,6 @@ def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps:
 
 def robust_metrics(outcome: WorstCase) -> list[Metric]:
     """Give robust accuracy at each eps: of each attack alone, and of the worst case over all of them (upper bounds)."""
-    from robustcv.evaluation.accuracy import proportion
-
     metrics = []
     for eps in outcome.sweep:
         names = [None, *outcome.broken_at] if len(outcome.broken_at) > 1 else [None]

@@ -18,7 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from robustcv import records, runtime
+from robustcv import records, runs, runtime
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import frozen
 from robustcv.data import Images, ImageSet, ImageStream, as_images, resized, stratified
@@ -258,7 +258,14 @@ def take_images(
     return chosen, describe_data(chosen, total, selection)
 
 
-def describe_data(images: ImageSet, total: int, selection: str) -> records.Data:
+def identity(images: Images) -> str:
+    """Hash a set: its pixels where they are in memory, else what is known without decoding."""
+    if isinstance(images, ImageSet):
+        return images.content_hash
+    return runs.fingerprint(images.name, images.split, images.shape, images.labels.tolist())
+
+
+def describe_data(images: Images, total: int, selection: str) -> records.Data:
     """Make the record of a set of images."""
     return records.Data(
         name=images.name,
@@ -267,9 +274,9 @@ def describe_data(images: ImageSet, total: int, selection: str) -> records.Data:
         total=total,
         class_names=images.class_names,
         shape=images.shape,
-        sha256=images.content_hash,
+        sha256=identity(images),
         selection=selection,
-        eight_bit=images.images.dtype == torch.uint8,
+        eight_bit=not isinstance(images, ImageSet) or images.images.dtype == torch.uint8,
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.classifier import Classifier
-from robustcv.data import Images, ImageSet, as_images, resized, split_rows
+from robustcv.data import Images, as_images, resized, split_rows
 from robustcv.data import load as load_images
 from robustcv.data.augment import AUGMENTATIONS
 from robustcv.errors import UserError, unknown_name
@@ -22,7 +22,16 @@ from robustcv.models import Loaded, build, checkpoint
 from robustcv.runtime import Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, fit
 from robustcv.training.objectives import Perturb
-from robustcv.verbs.prepare import Clock, Result, describe_model, judged, parse_options, parse_sweep, version
+from robustcv.verbs.prepare import (
+    Clock,
+    Result,
+    describe_data,
+    describe_model,
+    identity,
+    judged,
+    parse_sweep,
+    version,
+)
 
 VALIDATION_SHARE = 0.1
 
@@ -105,7 +114,7 @@ def run_training(
     classifier.to(device).to(memory_format=torch.channels_last)
     perturb = training_attack(options)
     names = default_augment(sets.train, options["augment"])
-    state.require_same("inputs", runs.fingerprint(*(_identity(part) for part in (sets.train, sets.validation))))
+    state.require_same("inputs", runs.fingerprint(*(identity(part) for part in (sets.train, sets.validation))))
     saved = state.load("training.pt")
     progress.say(
         f"{options['objective']} on {len(sets.train):,} images, {len(sets.validation):,} held out for validation"
@@ -154,7 +163,7 @@ def run_training(
             "data_dir": options["data_dir"],
             "resize": options["resize"],
             "split_seed": sets.split_seed,
-            "train_sha256": _identity(sets.train),
+            "train_sha256": identity(sets.train),
         },
         "training": training.model_dump(mode="json"),
     }
@@ -176,13 +185,6 @@ def run_training(
 
 TRAINING_OPTIONS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "seed")
 ATTACK_OPTIONS = ("eps", "norm", "steps")
-
-
-def _identity(images: Images) -> str:
-    """Hash a set: its pixels where they are in memory, else what is known without decoding."""
-    if isinstance(images, ImageSet):
-        return images.content_hash
-    return runs.fingerprint(images.name, images.split, images.shape, images.labels.tolist())
 
 
 def _to_bytes(content: dict[str, Any]) -> bytes:
@@ -212,11 +214,7 @@ def training_attack(options: Mapping[str, Any]) -> Perturb | None:
     if options["objective"] == "standard":
         return None
     eps, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
-    steps = int(options["steps"])
-    if steps < 1:
-        raise UserError("RCV-E006", f"--steps {steps} is below 1", "PGD needs a step", "use --steps 7")
-    parse_options({"pgd": {"steps": steps}}, ATTACKS)
-    return functools.partial(ATTACKS["pgd"], eps=eps, norm=options["norm"], steps=steps, keep="last")
+    return functools.partial(ATTACKS["pgd"], eps=eps, norm=options["norm"], steps=options["steps"], keep="last")
 
 
 def check_training_options(options: Mapping[str, Any]) -> None:
@@ -243,14 +241,5 @@ def _test_once(
     test = sets.test
     with judged(classifier), progress.stage("test accuracy", len(test)) as advance:
         predictions = predict(classifier, test, batch_size=options["batch_size"], device=device, advance=advance)
-    data = records.Data(
-        name=test.name,
-        split=test.split,
-        n=len(test),
-        total=len(test),
-        class_names=test.class_names,
-        shape=test.shape,
-        sha256=_identity(test),
-        selection="all",
-    )
-    return (proportion("clean_accuracy", predictions.correct), calibration(predictions, seed=options["seed"])[0]), data
+    metrics = (proportion("clean_accuracy", predictions.correct), calibration(predictions, seed=options["seed"])[0])
+    return metrics, describe_data(test, len(test), "all")
