@@ -1,29 +1,46 @@
 """What every attack promises, as a table over `ATTACKS`; and the closed forms of a linear classifier."""
 
 import inspect
+from functools import cache
 
+import exact
+import numpy as np
 import pytest
 import torch
 from conftest import Curved, make_images, make_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustcv.attacks import ATTACKS
+from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.losses import LOSSES
 from robustcv.attacks.norms import NORMS, l2_ascend
 from robustcv.attacks.pgd import pgd
 from robustcv.classifier import frozen
 
-EPS = {"linf": 0.05, "l2": 0.4}
-CASES = [(name, norm) for name in ATTACKS for norm in NORMS]
+EPS = {"linf": 0.05, "l2": 0.4, "l1": 2.0, "l0": 5.0}
+CASES = [(name, norm) for name, attack in ATTACKS.items() for norm in norms_of(attack)]
+FIXED = [(name, norm) for name, norm in CASES if not is_minimum_norm(ATTACKS[name])]
+NEAREST = [(name, norm) for name, norm in CASES if is_minimum_norm(ATTACKS[name])]
+FEW = {"queries": 60, "steps": 12}  # no more than a test needs
+
+
+def options_of(name: str, norm: str, **more: object) -> dict[str, object]:
+    """Give the options of a test's run: eps where the attack takes one, and no more queries than the test needs."""
+    known = inspect.signature(ATTACKS[name]).parameters
+    return {key: value for key, value in {"eps": EPS[norm], "norm": norm, **FEW, **more}.items() if key in known}
 
 
 def distance(norm: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Measure a norm by numpy, independently of the package."""
     change = (a - b).double().reshape(len(a), -1).numpy()
-    values = abs(change).max(1) if norm == "linf" else (change**2).sum(1) ** 0.5
-    return torch.from_numpy(values)
+    values = {
+        "linf": abs(change).max(1),
+        "l2": (change**2).sum(1) ** 0.5,
+        "l1": abs(change).sum(1),
+        "l0": (change != 0).sum(1).astype(float),
+    }
+    return torch.from_numpy(values[norm])
 
 
 @pytest.fixture
@@ -44,32 +61,61 @@ def test_images_stay_in_the_ball_and_the_box_and_inputs_are_untouched(problem, n
     images[0], images[1] = 0.0, 1.0
     kept, parameters = images.clone(), [p.clone() for p in model.parameters()]
     targets = (labels + 1) % 4 if targeted else None
-    out = ATTACKS[name](model, images, labels, eps=EPS[norm], norm=norm, targets=targets)
+    out = ATTACKS[name](model, images, labels, **options_of(name, norm, targets=targets))
     assert out.shape == images.shape and out.dtype == images.dtype and out.device == images.device
     assert out.min() >= 0 and out.max() <= 1
-    assert (distance(norm, out, images) <= EPS[norm] + 1e-9).all()
+    if not is_minimum_norm(ATTACKS[name]):
+        assert (distance(norm, out, images) <= EPS[norm] + 1e-9).all()
     assert torch.equal(images, kept)
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(model.parameters(), parameters, strict=True))
     assert not out.requires_grad
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize(("name", "norm"), FIXED)
 def test_eps_zero_returns_the_images(problem, name, norm) -> None:
     model, images, labels = problem
-    assert torch.allclose(ATTACKS[name](model, images, labels, eps=0.0, norm=norm), images, atol=1e-12)
+    out = ATTACKS[name](model, images, labels, **options_of(name, norm, eps=0.0))
+    assert torch.allclose(out, images, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "norm"), FIXED)
+def test_each_image_may_have_an_eps_of_its_own(problem, name, norm) -> None:
+    model, images, labels = problem
+    each = torch.linspace(0.2, 1.0, 8, dtype=torch.float64) * EPS[norm]
+    seeds = torch.arange(8)
+    out = ATTACKS[name](model, images, labels, **options_of(name, norm, eps=each, seeds=seeds))
+    assert (distance(norm, out, images) <= each + 1e-9).all()
+    one = slice(5, 6)
+    options = options_of(name, norm, eps=float(each[5]), seeds=seeds[one])
+    assert torch.allclose(ATTACKS[name](model, images[one], labels[one], **options), out[one], atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "norm"), NEAREST)
+def test_the_nearest_candidate_fools_and_without_one_the_image_comes_back(problem, name, norm) -> None:
+    model, images, labels = problem
+    out = ATTACKS[name](model, images, labels, norm=norm)
+    fooled = model(out).argmax(1) != labels
+    assert fooled.all()
+    never = make_linear(4)  # one class wins everywhere
+    with torch.no_grad():
+        never.weights *= 1e-6
+        never.bias[:] = torch.tensor([5.0, 0, 0, 0], dtype=torch.float64)
+    with frozen(never):
+        assert torch.equal(ATTACKS[name](never, images, torch.zeros_like(labels), norm=norm), images)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_an_image_does_not_depend_on_its_batch(problem, name, norm) -> None:
     model, images, labels = problem
     seeds = torch.arange(8) * 7919
-    whole = ATTACKS[name](model, images, labels, eps=EPS[norm], norm=norm, seeds=seeds)
-    again = ATTACKS[name](model, images, labels, eps=EPS[norm], norm=norm, seeds=seeds)
+    options = options_of(name, norm)
+    whole = ATTACKS[name](model, images, labels, **options, seeds=seeds)
+    again = ATTACKS[name](model, images, labels, **options, seeds=seeds)
     assert torch.equal(whole, again)
     for i in (0, 3, 7):
         one = slice(i, i + 1)
-        alone = ATTACKS[name](model, images[one], labels[one], eps=EPS[norm], norm=norm, seeds=seeds[one])
-        assert torch.allclose(alone, whole[one], atol=1e-9)
+        alone = ATTACKS[name](model, images[one], labels[one], **options, seeds=seeds[one])
+        assert torch.allclose(alone, whole[one], atol=1e-7)
 
 
 class Wavy(torch.nn.Module):
@@ -81,10 +127,14 @@ class Wavy(torch.nn.Module):
 
 
 OTHER_VALUES = {
-    "steps": 3, "step_size": 0.001, "restarts": 4, "random_start": False, "loss": "margin", "keep": "last",
-    "norm": "l2", "targets": torch.tensor([3, 2, 1, 0, 3, 2, 1, 0]), "seeds": torch.arange(8) + 99, "eps": 0.01,
+    "steps": 3, "step_size": 0.001, "restarts": 4, "random_start": True, "loss": "dlr", "keep": "last",
+    "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "seeds": torch.arange(8) + 99, "eps": 0.01, "classes": 1,
+    "decay": 0.1, "queries": 20, "share": 0.1, "pull": 0.5, "overshoot": 0.3, "backward": 0.3, "gamma": 0.3,
 }  # fmt: skip
-DEAD_BY_DESIGN = {("fgsm", "seeds")}  # FGSM is deterministic, and says so
+DEAD_BY_DESIGN = {
+    (name, "seeds") for name in ("mi-fgsm", "deepfool", "ddn", "fmn", "fab")
+}  # deterministic: they say so
+DEAD_BY_DESIGN |= {("ddn", "norm"), ("fgsm", "seeds")}  # one norm; needs random_start, tested below
 KEYWORDS = [
     (name, key)
     for name, attack in ATTACKS.items()
@@ -96,15 +146,29 @@ KEYWORDS = [
 @pytest.mark.parametrize(("name", "key"), KEYWORDS)
 def test_every_keyword_is_alive(problem, name, key) -> None:
     model, images, labels = problem
-    options = {"eps": EPS["linf"]}
-    if name == "fgsm" and key == "loss":  # the sign of the gradient differs only where more than two classes matter
-        options["norm"] = "l2"
+    options = options_of(name, "l2", eps=0.02, steps=6)  # L2: a sign hides small differences
+    other = {**OTHER_VALUES, "norm": "linf", "random_start": name != "pgd"}
+    if name == "apgd-t":  # whose usual loss is dlr
+        other["loss"] = "margin"
+    if name == "deepfool":  # which arrives in two steps
+        other["steps"] = 1
+    if key == "classes":  # a classifier whose likeliest wrong class is not always the nearest
+        model, images, labels = scaled_linear(1.0, dtype=torch.float64)
+        options |= {"eps": 0.25} if "eps" in options else {}
     if key == "keep":  # a classifier with valleys, so that the last iterate is not the best
         model = Wavy()
-        options |= {"steps": 3, "step_size": 0.04}
+        options |= {"steps": 3, "step_size": 0.04, "norm": "linf", "eps": 0.05}
     usual = ATTACKS[name](model, images, labels, **options)
-    changed = ATTACKS[name](model, images, labels, **{**options, key: OTHER_VALUES[key]})
+    changed = ATTACKS[name](model, images, labels, **{**options, key: other[key]})
     assert not torch.equal(usual, changed)
+
+
+def test_fgsm_from_a_random_start_depends_on_the_seeds(problem) -> None:
+    model, images, labels = problem
+    outs = [
+        fgsm(model, images, labels, eps=0.4, norm="l2", random_start=True, seeds=torch.arange(8) + k) for k in (0, 99)
+    ]
+    assert not torch.equal(*outs)
 
 
 # -- closed forms -----------------------------------------------------------------------------------------------------
@@ -119,58 +183,65 @@ def binary_margin_and_dual(model, images, labels, norm):
     return margin, difference.abs().sum(1) if norm == "linf" else difference.norm(dim=1)
 
 
-@pytest.mark.parametrize("norm", list(NORMS))
-@pytest.mark.parametrize("name", list(ATTACKS))
-def test_a_linear_classifier_is_broken_exactly_when_eps_exceeds_its_margin(name, norm) -> None:
-    model = make_linear(2)
-    images = make_images(64)
-    labels = model(images).argmax(1)
-    with frozen(model):
-        margin, dual = binary_margin_and_dual(model, images, labels, norm)
-        nearest = margin / dual
-        eps = float(nearest.median())  # half of the images can be broken; none touches the box
-        options = {} if name == "fgsm" else {"step_size": eps}  # large steps: L2 turns towards the gradient each time
-        out = ATTACKS[name](model, images, labels, eps=eps, norm=norm, **options)
-        broken = model(out).argmax(1) != labels
-        clear = (nearest - eps).abs() > 1e-3 * eps
-        assert torch.equal(broken[clear], (nearest < eps)[clear])
-        wanted = margin - eps * dual
-        reached, _ = binary_margin_and_dual(model, out, labels, norm)
-        assert torch.allclose(reached, wanted, rtol=0.02, atol=0.02 * float(dual.mean()) * eps)
+SCALES = [1.0, 1000.0, 0.001]
+EXACT_EPS = {"linf": 0.015, "l2": 0.2, "l1": 1.5, "l0": 3.0}
 
 
-def exact_linear_worst_case(model, images, labels, eps):
-    """Tell which images no L-inf change within the box can break (robustness notes 5.2, item 2)."""
-    logits = model(images)
-    stands = torch.ones(len(images), dtype=torch.bool)
-    for other in range(len(model.weights)):
-        d = model.weights[other] - model.weights[labels]
-        flat = images.flatten(1)
-        room = torch.where(d > 0, 1 - flat, flat).clamp_max(eps)
-        gain = (d.abs() * room).sum(1)
-        gap = logits.gather(1, labels[:, None]).squeeze(1) - logits[:, other]
-        stands &= (labels == other) | (gap > gain)
-    return stands
-
-
-def test_no_attack_beats_the_exact_worst_case_and_pgd_on_each_class_reaches_it() -> None:
-    model = make_linear(10, (3, 8, 8), seed=3)
+def scaled_linear(scale: float, n: int = 40, classes: int = 10, dtype=torch.float32):
+    """Give a linear classifier whose logits are scaled, images of which many touch the box, and their classes."""
+    model = make_linear(classes, (3, 8, 8), seed=3, dtype=dtype)
+    with torch.no_grad():
+        model.weights *= scale
+        model.bias *= scale
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64)  # many touch the box
-    labels = model(images).argmax(1)
-    eps = 0.015
+    images = torch.rand(n, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        return model, images, model(images).argmax(1)
+
+
+@cache
+def exact_distance(norm: str, n: int):
+    """Give the exact least distance of the first n images; the scale of the logits does not matter to it."""
+    return exactly(exact.nearest, *scaled_linear(1.0, n=n), norm)
+
+
+def exactly(function, model, images, labels, *more):
+    """Ask a closed form about every image."""
+    weights, bias = (part.detach().double().numpy() for part in (model.weights, model.bias))
+    pixels = images.double().flatten(1).numpy()
+    return np.array([function(weights, bias, pixels[i], int(labels[i]), *more) for i in range(len(images))])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_apgd_t_reaches_the_exact_worst_case_of_a_linear_classifier(norm, scale) -> None:
+    model, images, labels = scaled_linear(scale)
+    stands = exactly(exact.stands, model, images, labels, EXACT_EPS[norm], norm)
+    assert 0.1 < stands.mean() < 0.8
     with frozen(model):
-        exact = exact_linear_worst_case(model, images, labels, eps)
-        assert 0.2 < exact.double().mean() < 0.8
-        union = torch.ones(200, dtype=torch.bool)
-        for target in range(10):
-            wanted = torch.full_like(labels, target)
-            out = pgd(model, images, labels, eps=eps, targets=wanted, loss="margin", steps=10, random_start=False)
-            union &= model(out).argmax(1) == labels
-        assert not (exact & ~union).any()
-        assert torch.equal(union, exact)
-        plain = model(pgd(model, images, labels, eps=eps)).argmax(1) == labels
-        assert not (exact & ~plain).any()
+        out = ATTACKS["apgd-t"](model, images, labels, eps=EXACT_EPS[norm], norm=norm, steps=20)
+        assert ((model(out).argmax(1) == labels).numpy() == stands).all()
+
+
+@pytest.mark.parametrize(("name", "norm"), FIXED)
+def test_no_attack_beats_the_exact_worst_case(name, norm) -> None:
+    model, images, labels = scaled_linear(1.0)
+    stands = exactly(exact.stands, model, images, labels, EXACT_EPS[norm], norm)
+    with frozen(model):
+        out = ATTACKS[name](model, images, labels, **options_of(name, norm, eps=EXACT_EPS[norm], steps=10))
+        assert not (stands & (model(out).argmax(1) != labels).numpy()).any()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("name", "norm"), NEAREST)
+def test_the_nearest_candidate_of_a_linear_classifier_is_the_exact_one(name, norm, scale) -> None:
+    model, images, labels = scaled_linear(scale, n=25)
+    with frozen(model):
+        out = ATTACKS[name](model, images, labels, norm=norm)
+        assert (model(out).argmax(1) != labels).all()
+    ratio = distance(norm, out, images).numpy() / exact_distance(norm, len(images))
+    assert np.median(ratio) <= 1.01 and ratio.max() <= 1.05
+    assert ratio.min() >= 1 - 1e-3  # nothing can be nearer, but for float32's margins
 
 
 def test_the_margin_loss_does_not_care_about_the_scale_of_the_logits() -> None:
@@ -279,6 +350,8 @@ def test_projection_is_idempotent_and_keeps_what_is_inside(seed, norm, eps, scal
     assert (distance(norm, once, images) <= eps * (1 + 1e-9)).all()
     assert once.min() >= 0 and once.max() <= 1
     assert torch.allclose(NORMS[norm].project(once, images, eps), once, atol=1e-12)
+    if norm == "l0":
+        return  # where every change counts the same
     inside = (images + (moved - images) * 1e-6 * eps).clamp(0, 1)
     assert torch.allclose(NORMS[norm].project(inside, images, eps), inside, atol=1e-12)
     assert torch.allclose(NORMS[norm].distance(moved, images), distance(norm, moved, images))
@@ -294,7 +367,7 @@ def test_float32_images_of_224_pixels_stay_inside(norm, eps) -> None:
     assert (distance(norm, NORMS[norm].project(moved, images, eps), images) <= eps + ulp).all()
 
 
-@pytest.mark.parametrize("norm", list(NORMS))
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_random_starts_fill_the_ball_uniformly(norm) -> None:
     images = torch.full((4000, 1, 1, 2), 0.5, dtype=torch.float64)
     start = NORMS[norm].start(images, 0.1, torch.arange(4000), 0)

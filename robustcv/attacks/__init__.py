@@ -1,10 +1,41 @@
 """How a classifier is broken: pure functions from images to adversarial images, by name in `ATTACKS`."""
 
+import inspect
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 from torch import Tensor
 
+from robustcv.attacks.apgd import apgd
+from robustcv.attacks.apgd_t import apgd_t
+from robustcv.attacks.ddn import ddn
+from robustcv.attacks.deepfool import deepfool
+from robustcv.attacks.fab import fab
 from robustcv.attacks.fgsm import fgsm
+from robustcv.attacks.fmn import fmn
+from robustcv.attacks.mi_fgsm import mi_fgsm
 from robustcv.attacks.pgd import pgd
+from robustcv.attacks.square import square
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd}
+ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "mi-fgsm": mi_fgsm,
+    "apgd": apgd,
+    "apgd-t": apgd_t,
+    "square": square,
+    "deepfool": deepfool,
+    "ddn": ddn,
+    "fmn": fmn,
+    "fab": fab,
+}
+
+
+def norms_of(attack: Callable[..., Tensor]) -> tuple[str, ...]:
+    """List the norms an attack knows, from its signature."""
+    return get_args(get_type_hints(attack)["norm"])
+
+
+def is_minimum_norm(attack: Callable[..., Tensor]) -> bool:
+    """Tell whether an attack looks for the nearest candidate and takes no eps."""
+    return "eps" not in inspect.signature(attack).parameters

@@ -7,8 +7,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws
-from robustcv.attacks.losses import LOSSES, Loss, margin
-from robustcv.attacks.norms import NORMS
+from robustcv.attacks.climb import Best, chosen, gradient_at
+from robustcv.attacks.losses import LOSSES, Loss
+from robustcv.attacks.norms import NORMS, NormName, Radius, wide
 from robustcv.classifier import rows_in_play
 
 
@@ -17,8 +18,8 @@ def pgd(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     *,
-    eps: float,
-    norm: str = "linf",
+    eps: Radius,
+    norm: NormName = "linf",
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 20,
@@ -39,9 +40,9 @@ def pgd(
     images, labels
         Clean images in [0, 1] and their true classes.
     eps
-        Radius of the ball, in units of [0, 1].
+        Radius of the ball, one for all or one for each image, in units of [0, 1] (L0: values changed).
     norm
-        ``linf`` or ``l2``.
+        ``linf``, ``l2``, ``l1`` or ``l0``.
     targets
         Classes to reach; None moves away from the label.
     seeds
@@ -55,7 +56,7 @@ def pgd(
     random_start
         False starts at the image itself; more than one restart is then pointless.
     loss
-        ``cross_entropy`` or ``margin``.
+        ``cross_entropy``, ``margin`` or ``dlr``.
     keep
         ``best`` returns the iterate that fools the classifier with the highest loss, else the highest loss, the last
         iterate included (one more forward pass); ``last`` returns the last one, for training.
@@ -68,9 +69,7 @@ def pgd(
     ball = NORMS[norm]
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
     size = 2.5 * eps / steps if step_size is None else step_size
-    best = images.clone()
-    best_loss = torch.full((len(images),), -torch.inf, dtype=images.dtype, device=images.device)
-    best_fools = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    best = Best(images)
     for restart in range(restarts):
         current = ball.start(images, eps, seeds, restart) if random_start else images.clone()
         for step in range(steps + 1):
@@ -78,19 +77,19 @@ def pgd(
                 return current
             rows = rows_in_play(classifier, images)
             if len(rows) == 0:
-                return best if keep == "best" else current
-            wanted = None if targets is None else targets[rows]
-            candidates = current[rows].requires_grad_(step < steps)
-            logits = classifier(candidates)
-            losses = LOSSES[loss](logits, labels[rows], wanted)
+                return best.images if keep == "best" else current
+            candidates, wanted = current[rows], chosen(targets, rows)
             if step < steps:
-                (gradient,) = torch.autograd.grad(losses.sum(), candidates)
-                stepped = candidates.detach() + size * ball.ascend(gradient)
-                current[rows] = ball.project(stepped, images[rows], eps)
+                gradient, losses, logits = gradient_at(classifier, candidates, labels[rows], wanted, loss)
+                current[rows] = ball.project(
+                    candidates + wide(chosen(size, rows), candidates) * ball.ascend(gradient),
+                    images[rows],
+                    chosen(eps, rows),
+                )
+            else:
+                with torch.no_grad():
+                    logits = classifier(candidates)
+                    losses = LOSSES[loss](logits, labels[rows], wanted)
             if keep == "best":
-                candidates, losses = candidates.detach(), losses.detach()
-                fools = margin(logits.detach(), labels[rows], wanted) > 0
-                better = (fools & ~best_fools[rows]) | ((fools == best_fools[rows]) & (losses > best_loss[rows]))
-                chosen = rows[better]
-                best[chosen], best_loss[chosen], best_fools[chosen] = candidates[better], losses[better], fools[better]
-    return best
+                best.offer(rows, candidates, losses, logits, labels, targets)
+    return best.images

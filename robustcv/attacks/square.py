@@ -1,0 +1,180 @@
+"""Square: random search with square-shaped changes; needs the logits, no gradient."""
+
+import math
+from functools import cache
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from robustcv import draws
+from robustcv.attacks.climb import Best, chosen
+from robustcv.attacks.losses import margin
+from robustcv.attacks.norms import Radius, l2_ascend, l2_project, linf_project, wide
+from robustcv.classifier import rows_in_play
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries (the paper's section 5)
+
+
+def square(
+    classifier: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    eps: Radius,
+    norm: Literal["linf", "l2"] = "linf",
+    targets: Int64[Tensor, " n"] | None = None,
+    seeds: Int64[Tensor, " n"] | None = None,
+    queries: int = 5000,
+    share: float = 0.8,
+) -> Float[Tensor, "n c h w"]:
+    """Change one square at a time and keep what lowers the margin (Andriushchenko et al. 2020, algorithms 1 to 3).
+
+    Every image has squares of its own, so that its verdict does not depend on its batch. Images need not be square.
+
+    Parameters
+    ----------
+    classifier
+        Images `n c h w` in [0, 1] to logits `n k`; its gradient is not used.
+    images, labels
+        Clean images in [0, 1] and their true classes.
+    eps
+        Radius of the ball, one for all or one for each image, in units of [0, 1].
+    norm
+        ``linf`` or ``l2``.
+    targets
+        Classes to reach; None moves away from the label.
+    seeds
+        One per image; None uses the position in the batch.
+    queries
+        Forward passes after the two starting points (upright and level stripes; for L2 two patterns).
+    share
+        Share of the pixels that the first squares cover; it is halved on the paper's schedule.
+
+    Returns
+    -------
+    Tensor
+        Images in the ball and in [0, 1].
+    """
+    seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
+    best = Best(images)
+    with torch.no_grad():
+        for query in range(-2, queries):
+            rows = rows_in_play(classifier, images)
+            if len(rows) == 0:
+                break
+            clean, reach, own = images[rows], chosen(eps, rows), seeds[rows]
+            if query < 0 and norm == "linf":
+                candidates = _stripes(clean, reach, own, level=query == -1)
+            elif query < 0:
+                candidates = _tiles(clean, reach, own, query + 2)
+            elif norm == "linf":
+                candidates = _linf_move(
+                    clean, best.images[rows], reach, own, query, _side(query, queries, share, clean)
+                )
+            else:
+                side = _side(query, queries, share, clean)
+                candidates = _l2_move(clean, best.images[rows], reach, own, query, max(3, side + 1 - side % 2))
+            logits = classifier(candidates)
+            best.offer(rows, candidates, margin(logits, labels[rows], chosen(targets, rows)), logits, labels, targets)
+    return best.images
+
+
+def _side(query: int, queries: int, share: float, images: Tensor) -> int:
+    """Give the side of the squares at a query, in pixels."""
+    position = int(query / queries * 10_000)
+    covered = share / 2 ** sum(position > halving for halving in _HALVINGS)
+    h, w = images.shape[-2:]
+    return max(1, min(round(math.sqrt(covered * h * w)), h, w))
+
+
+def _signs(seeds: Tensor, shape: tuple[int, ...], stream: int, like: Tensor) -> Tensor:
+    return (draws.uniform(seeds, shape, stream) >= 0.5).to(like) * 2 - 1
+
+
+def _stripes(images: Tensor, eps: Radius, seeds: Tensor, *, level: bool) -> Tensor:
+    c, h, w = images.shape[1:]
+    signs = _signs(seeds, (c, h, 1) if level else (c, 1, w), int(level), images)
+    return linf_project(images + wide(eps, images) * signs, images, eps)
+
+
+def _place(drawn: Float[Tensor, " n"], size: int, side: int) -> Int64[Tensor, " n"]:
+    return (drawn * (size - side + 1)).long().clamp_max(size - side)
+
+
+def _window(top: Tensor, left: Tensor, side: int, images: Tensor) -> Bool[Tensor, "n 1 h w"]:
+    """Mark a square of each image."""
+    h, w = images.shape[-2:]
+    y, x = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
+    down = (y >= top[:, None]) & (y < top[:, None] + side)
+    across = (x >= left[:, None]) & (x < left[:, None] + side)
+    return (down[:, :, None] & across[:, None, :])[:, None]
+
+
+def _linf_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: int, side: int) -> Tensor:
+    """Set a square of the change to eps or -eps, channel by channel."""
+    c, h, w = images.shape[1:]
+    drawn = draws.uniform(seeds, (2 + c,), query + 2).to(images)
+    inside = _window(_place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side), side, images)
+    signs = (drawn[:, 2:] >= 0.5).to(images) * 2 - 1
+    moved = images + wide(eps, images) * signs[:, :, None, None]
+    return torch.where(inside, linf_project(moved, images, eps), best)
+
+
+@cache
+def _pattern(height: int, width: int) -> Tensor:
+    """Give the paper's bump: nested rectangles around the middle, of unit L2 norm."""
+    bump = torch.zeros(height, width)
+    for k in range(max(height, width) // 2 + 1):
+        y, x = height // 2 - k, width // 2 - k
+        bump[max(y, 0) : y + 2 * k + 1, max(x, 0) : x + 2 * k + 1] += 1 / (k + 1) ** 2
+    unit: Tensor = bump / bump.norm()
+    return unit
+
+
+def _halves(side: int, upright: Bool[Tensor, " n"], like: Tensor) -> Float[Tensor, "n 1 s s"]:
+    """Give a square of two opposite bumps, one above the other or side by side."""
+    first = side // 2
+    both = torch.cat([_pattern(first, side), -_pattern(side - first, side)])
+    both = (both / both.norm()).to(like)
+    return torch.where(upright[:, None, None], both, both.T)[:, None]
+
+
+def _tiles(images: Tensor, eps: Radius, seeds: Tensor, stream: int) -> Tensor:
+    """Cover the image with tiles of two bumps, a fifth of its shorter side each."""
+    n, c, h, w = images.shape
+    side = max(2, min(h, w) // 5)
+    down, across = -(-h // side), -(-w // side)
+    drawn = draws.uniform(seeds, (1 + c, down, across), stream).to(images)
+    tile = _halves(side, drawn[:, 0, 0, 0] >= 0.5, images)
+    signs = (drawn[:, 1:] >= 0.5).to(images) * 2 - 1
+    change = (signs[..., None, None] * tile[:, :, None, None]).permute(0, 1, 2, 4, 3, 5).reshape(
+        n, c, down * side, across * side
+    )[..., :h, :w]  # fmt: skip
+    return l2_project(images + wide(eps, images) * l2_ascend(change), images, eps)
+
+
+def _l2_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: int, side: int) -> Tensor:
+    """Move the change's length from one square into another, where a new bump is added to what was there."""
+    c, h, w = images.shape[1:]
+    side = min(side, h, w)
+    drawn = draws.uniform(seeds, (5 + c,), query + 2).to(images)
+    change, reach = best - images, wide(eps, images)
+    top, left = _place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side)
+    into = _window(top, left, side, images)
+    outof = _window(_place(drawn[:, 2], h, side), _place(drawn[:, 3], w, side), side, images)
+    over = (2, 3)
+    y = (torch.arange(h, device=images.device) - top[:, None]).clamp(0, side - 1)[:, None, :, None]
+    x = (torch.arange(w, device=images.device) - left[:, None]).clamp(0, side - 1)[:, None, None, :]
+    bumps = _halves(side, drawn[:, 4] >= 0.5, images).flatten(2)
+    placed = bumps.gather(2, (y * side + x).flatten(2)).reshape(-1, 1, h, w) * into
+    signs = (drawn[:, 5:] >= 0.5).to(images) * 2 - 1
+    old = change * into
+    tiny = torch.finfo(images.dtype).tiny
+    fresh = placed * signs[:, :, None, None] + old / old.norm(dim=over, keepdim=True).clamp_min(tiny)
+    spare = (reach**2 - change.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
+    length = (spare + (change * (into | outof)).square().sum(over, keepdim=True)).sqrt()
+    fresh = fresh / fresh.norm(dim=over, keepdim=True).clamp_min(tiny) * length
+    moved = torch.where(into, fresh, torch.where(outof, 0.0, change))
+    return l2_project(images + wide(eps, images) * l2_ascend(moved), images, eps)
