@@ -67,7 +67,9 @@ def audit(
     norm: str = "linf",
     eps: Eps = "8/255",
     sweep: bool = True,
-    attacks: Sequence[str] = ("fgsm", "pgd"),
+    effort: str = "standard",
+    attacks: Sequence[str] | None = None,
+    eight_bit: bool = False,
     explain: Sequence[str] = ("integrated_gradients",),
     cases: int = 16,
     set: MethodOptions = (),
@@ -104,13 +106,18 @@ def audit(
     n
         Number of images, drawn class by class; the same n and seed give the same images. All where not given.
     norm
-        linf or l2.
+        linf, l2, l1 or l0.
     eps
-        Radius of the ball in units of [0, 1], such as 8/255; the first one given is the headline.
+        Radius of the ball in units of [0, 1], such as 8/255 (l0: values changed); the first one given is the headline.
     sweep
         Also try 1/4, 1/2, 2 and 4 times the largest eps, for the curve.
+    effort
+        quick, standard, thorough or autoattack: which attacks run, cheapest first, each on what the others left. Where
+        a check for masked gradients is raised, standard and thorough go on with AutoAttack's own schedule.
     attacks
-        Attacks to run; `robustcv list attacks`.
+        Attacks to run instead, in that order; `robustcv list attacks`.
+    eight_bit
+        Count a success only if the image still fools the model after rounding to 8 bits.
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
     cases

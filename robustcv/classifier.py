@@ -70,6 +70,11 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(requires_grad)
 
 
+def to_eight_bit(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Round to multiples of 1/255; gradients pass through unchanged."""
+    return images + ((images.detach() * 255).round() / 255 - images.detach())
+
+
 Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -88,10 +93,15 @@ class Tracked(nn.Module):
     judge
         ``judge(candidates, logits, rows) -> (broken, score)``: the caller's success rule (candidates outside the ball
         are not successes) and how close each candidate is to success (lower is closer, below 0 when broken).
+    eight_bit
+        Round every candidate to 8 bits before it is asked about, judged and kept.
     """
 
-    def __init__(self, classifier: nn.Module, images: Float[Tensor, "n c h w"], judge: Judge) -> None:
+    def __init__(
+        self, classifier: nn.Module, images: Float[Tensor, "n c h w"], judge: Judge, *, eight_bit: bool = False
+    ) -> None:
         super().__init__()
+        self.eight_bit = eight_bit
         self.classifier = classifier
         self.judge = judge
         n = len(images)
@@ -127,6 +137,7 @@ class Tracked(nn.Module):
                 f"Tracked: {0 if rows is None else len(rows)} rows are in play but {len(candidates)} images were "
                 "queried; call rows_in_play(classifier, n) at the top of each step and query exactly those rows"
             )
+        candidates = to_eight_bit(candidates) if self.eight_bit else candidates
         logits: Tensor = self.classifier(candidates)
         self.forwards[rows] += 1
         if logits.requires_grad:

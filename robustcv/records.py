@@ -44,6 +44,7 @@ class AttackResult(_Frozen):
     backward: int
     seconds: float
     max_distance: float | None = None
+    reason: Literal["plan", "probe", "escalation"] = "plan"
 
 
 class Passes(_Frozen):
@@ -54,12 +55,16 @@ class Passes(_Frozen):
 
 
 class Check(_Frozen):
-    """One trust check: passed, raised or not run, with its figure and what to do."""
+    """One trust check: passed, raised or not run, with its figure, what to do, and the passes it cost."""
 
     check: str
     status: Status
     figure: str
     fix: str | None = None
+    threshold: str | None = None
+    source: str | None = None
+    forward: int = 0
+    backward: int = 0
 
 
 class Gate(_Frozen):

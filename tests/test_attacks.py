@@ -128,7 +128,8 @@ class Wavy(torch.nn.Module):
 
 OTHER_VALUES = {
     "steps": 3, "step_size": 0.001, "restarts": 4, "random_start": True, "loss": "dlr", "keep": "last",
-    "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "seeds": torch.arange(8) + 99, "eps": 0.01, "classes": 1,
+    "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "seeds": torch.arange(8) + 99, "eps": 0.01,
+    "classes": 1, "nearest_of": 1,
     "decay": 0.1, "queries": 20, "share": 0.1, "pull": 0.5, "overshoot": 0.3, "backward": 0.3, "gamma": 0.3,
 }  # fmt: skip
 DEAD_BY_DESIGN = {
@@ -152,7 +153,7 @@ def test_every_keyword_is_alive(problem, name, key) -> None:
         other["loss"] = "margin"
     if name == "deepfool":  # which arrives in two steps
         other["steps"] = 1
-    if key == "classes":  # a classifier whose likeliest wrong class is not always the nearest
+    if key in ("classes", "nearest_of"):  # a classifier whose likeliest wrong class is not always the nearest
         model, images, labels = scaled_linear(1.0, dtype=torch.float64)
         options |= {"eps": 0.25} if "eps" in options else {}
     if key == "keep":  # a classifier with valleys, so that the last iterate is not the best

@@ -5,7 +5,7 @@ import torch
 from conftest import Curved, make_images
 from torch import nn
 
-from robustcv.attacks import ATTACKS
+from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import Classifier, Tracked, frozen, rows_in_play
 from robustcv.evaluation.worst_case import make_judge
@@ -51,16 +51,20 @@ class Counting(nn.Module):
         self.backwards += len(gradient)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_tracked_counts_equal_an_independent_hook_count(name: str) -> None:
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, f in ATTACKS.items() for norm in norms_of(f)])
+def test_tracked_counts_equal_an_independent_hook_count(name: str, norm: str) -> None:
     model = Counting(Curved().double())
     images = make_images(9)
     labels = torch.arange(9) % 4
-    tracked = Tracked(model, images, make_judge(images, labels, NORMS["linf"], 0.02))
+    eps = {"linf": 0.02, "l2": 0.2, "l1": 1.0, "l0": 3.0}[norm]
+    tracked = Tracked(model, images, make_judge(images, labels, NORMS[norm], eps))
+    options = {} if is_minimum_norm(ATTACKS[name]) else {"eps": eps}
+    options |= {"queries": 50} if name == "square" else {}
     with frozen(model):
-        ATTACKS[name](tracked, images, labels, eps=0.02)
+        ATTACKS[name](tracked, images, labels, norm=norm, **options)
     assert int(tracked.forwards.sum()) == model.forwards > 0
-    assert int(tracked.backwards.sum()) == model.backwards > 0
+    assert int(tracked.backwards.sum()) == model.backwards
+    assert (model.backwards > 0) == (name != "square")
 
 
 def test_an_image_stops_the_moment_it_is_broken() -> None:

@@ -1,19 +1,27 @@
 """The worst case: exact where it can be, independent of batches, the same after a resume, not fooled by bad attacks."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import exact
+import numpy as np
 import pytest
 import torch
 from conftest import Curved, make_images, make_linear
+from test_classifier import Counting
 from torch import nn
 
 from robustcv import runs
 from robustcv.attacks import ATTACKS
-from robustcv.classifier import frozen, rows_in_play
+from robustcv.classifier import frozen, rows_in_play, to_eight_bit
 from robustcv.data import ImageSet
-from robustcv.evaluation.worst_case import Planned, WorstCase, robust_metrics, worst_case
+from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.plans import EFFORTS, plan_for
+from robustcv.evaluation.robustness import measure, passes
+from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, robust_metrics, worst_case
 
 SWEEP = (0.004, 0.01, 0.03)
+CPU = torch.device("cpu")
 
 
 def image_set(model: nn.Module, n: int = 40, classes: int = 4, dtype=torch.float32) -> ImageSet:
@@ -24,15 +32,18 @@ def image_set(model: nn.Module, n: int = 40, classes: int = 4, dtype=torch.float
     return ImageSet(images, labels, tuple("abcdefghij"[:classes]))
 
 
-def run(model, images, *, attacks=("fgsm", "pgd"), sweep=SWEEP, batch_size=64, state=None, norm="linf") -> WorstCase:
-    plan = [Planned(name, ATTACKS[name] if isinstance(name, str) else name, {}) for name in attacks]
+def job_for(model, images, *, norm="linf", batch_size=64, state=None, **more) -> Job:
+    predictions = predict(model, images, batch_size=64, device=CPU)
+    return Job(model, images, predictions, norm, 0, batch_size, CPU, state or runs.State(None), **more)
+
+
+def planned(*attacks) -> list[Planned]:
+    return [Planned(name, ATTACKS[name], {}) if isinstance(name, str) else Planned("own", name, {}) for name in attacks]
+
+
+def run(model, images, *, attacks=("fgsm", "pgd"), eps=SWEEP[1], sweep=SWEEP, plan=None, **more) -> WorstCase:
     with frozen(model):
-        with torch.no_grad():
-            correct = model(images.images).argmax(1) == images.labels
-        return worst_case(
-            model, images, correct, plan, norm=norm, sweep=sweep, seed=0, batch_size=batch_size,
-            device=torch.device("cpu"), state=state or runs.State(None),
-        )  # fmt: skip
+        return worst_case(job_for(model, images, **more), plan or planned(*attacks), eps=eps, sweep=sweep)
 
 
 @pytest.fixture(scope="module")
@@ -41,52 +52,89 @@ def problem():
     return model, image_set(model)
 
 
-def test_robust_accuracy_of_a_binary_linear_model_is_exact() -> None:
-    model = make_linear(2, dtype=torch.float32)
-    images = image_set(model, 80, classes=2)
-    logits = model(images.images).detach()
-    margin = logits.gather(1, images.labels[:, None]).squeeze(1) - logits.gather(1, 1 - images.labels[:, None]).squeeze(
-        1
-    )
-    nearest = margin / (model.weights[0] - model.weights[1]).detach().abs().sum()
-    outcome = run(model, images)
+# -- exact ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0, 0.001])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.015), ("l2", 0.2), ("l1", 1.5)])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_standard_plan_is_exact_on_linear_models(norm, eps, scale, classes) -> None:
+    model = make_linear(classes, (3, 8, 8), seed=3, dtype=torch.float32)
+    with torch.no_grad():
+        model.weights *= scale
+        model.bias *= scale
+    pixels = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # many touch the box
+    with torch.no_grad():
+        images = ImageSet(pixels, model(pixels).argmax(1), tuple("abcdefghij"[:classes]))
+    weights, bias = (part.detach().double().numpy() for part in (model.weights, model.bias))
+    flat = pixels.double().flatten(1).numpy()
+    stands = [exact.stands(weights, bias, flat[i], int(images.labels[i]), eps, norm) for i in range(50)]
+    outcome = run(model, images, plan=plan_for("standard", norm), eps=eps, sweep=(), norm=norm)
+    assert 0 < np.mean(stands) < 1
+    assert outcome.robust(eps).tolist() == stands
+
+
+def test_every_eps_of_a_sweep_is_exact(problem) -> None:
+    model, images = problem
+    outcome = run(model, images, plan=plan_for("standard", "linf"))
+    weights, bias = (part.detach().double().numpy() for part in (model.weights, model.bias))
     for eps in SWEEP:
-        clear = (nearest - eps).abs() > 1e-4
-        assert torch.equal(outcome.robust(eps)[clear], (nearest > eps)[clear])
+        for row in range(3, 40):
+            image = images.images[row].double().flatten().numpy()
+            assert outcome.robust(eps)[row] == exact.stands(weights, bias, image, int(images.labels[row]), eps, "linf")
 
 
-def test_accuracy_falls_with_eps_and_the_union_is_below_each_attack(problem) -> None:
+# -- invariants -------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_falls_with_eps_and_the_first_attack_alone_is_told(problem) -> None:
     outcome = run(*problem)
-    clean = 37
-    last = clean
+    last = 37
     for eps in SWEEP:
-        union = int(outcome.robust(eps).sum())
-        assert union <= last
-        assert union <= min(int(outcome.robust(eps, name).sum()) for name in ("fgsm", "pgd"))
-        last = union
+        assert int(outcome.robust(eps).sum()) <= last
+        last = int(outcome.robust(eps).sum())
     by_name = {(m.eps, m.attack): m.count for m in robust_metrics(outcome)}
-    assert by_name[SWEEP[0], None] == int(outcome.robust(SWEEP[0]).sum())
-    assert len(by_name) == 9
+    assert set(by_name) == {*((eps, None) for eps in SWEEP), (SWEEP[1], "fgsm")}
+    alone = run(*problem, attacks=("fgsm",), sweep=())
+    assert by_name[SWEEP[1], "fgsm"] == int(alone.robust(SWEEP[1]).sum()) >= by_name[SWEEP[1], None]
 
 
 def test_images_wrong_when_clean_are_never_attacked_and_never_robust(problem) -> None:
     outcome = run(*problem)
-    assert outcome.results[0].attempted == 37
+    assert next(each for each in outcome.results if each.eps == SWEEP[1]).attempted == 37
     assert not outcome.robust(SWEEP[0])[:3].any()
     assert outcome.breaker(0, SWEEP[-1]) is None
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_verdicts_do_not_depend_on_the_batch_and_candidates_hardly(batch_size: int) -> None:
+def test_all_images_wrong_is_a_stated_result(problem) -> None:
+    model, images = problem
+    wrong = replace(images, labels=(images.labels + 2) % 4).take(torch.arange(3, 40))
+    outcome = run(model, wrong)
+    assert not outcome.robust(SWEEP[0]).any()
+    assert all(result.attempted == 0 for result in outcome.results)
+
+
+def test_attacks_see_only_what_the_ones_before_them_left(problem) -> None:
+    outcome = run(*problem, sweep=())
+    fgsm, pgd = outcome.results
+    assert pgd.attempted == fgsm.attempted - fgsm.broken
+
+
+@pytest.mark.parametrize(
+    ("effort", "batch_size"),
+    [("quick", 1), ("quick", 7), ("standard", 1), ("standard", 7), pytest.param("thorough", 7, marks=pytest.mark.slow)],
+)
+def test_verdicts_do_not_depend_on_the_batch_and_candidates_hardly(batch_size: int, effort: str) -> None:
     model = Curved()
-    images = image_set(model)
-    whole, parts = run(model, images), run(model, images, batch_size=batch_size)
-    for name in whole.broken_at:
-        assert torch.equal(whole.broken_at[name], parts.broken_at[name])
-        for eps in SWEEP:
-            (rows, best), (rows_2, best_2) = whole.candidates[name, eps], parts.candidates[name, eps]
-            assert torch.equal(rows, rows_2)
-            assert torch.allclose(best, best_2, atol=1e-5)
+    images = image_set(model, 20 if effort == "thorough" else 40)
+    plan = plan_for(effort, "linf")
+    sweep = () if effort == "thorough" else SWEEP
+    whole, parts = (run(model, images, plan=plan, sweep=sweep, batch_size=size) for size in (64, batch_size))
+    assert torch.equal(whole.broken_at, parts.broken_at) and torch.equal(whole.broken_by, parts.broken_by)
+    for eps in whole.sweep:
+        (rows, best), (rows_2, best_2) = whole.candidates[eps], parts.candidates[eps]
+        assert torch.equal(rows, rows_2)
+        assert torch.allclose(best, best_2, atol=1e-5)
 
 
 def test_the_same_batch_size_repeats_bit_for_bit(problem) -> None:
@@ -95,43 +143,98 @@ def test_the_same_batch_size_repeats_bit_for_bit(problem) -> None:
         assert torch.equal(rows, second.candidates[key][0]) and torch.equal(best, second.candidates[key][1])
 
 
-def test_a_resumed_run_ends_with_the_same_numbers_and_repeats_no_block(problem, tmp_path: Path) -> None:
+def test_more_effort_never_finds_more_robustness() -> None:
+    model = Curved()
+    images = image_set(model)
+    counts = [int(run(model, images, plan=plan_for(effort, "linf"), sweep=()).robust(SWEEP[1]).sum()) for effort in
+              ("quick", "standard", "thorough")]  # fmt: skip
+    assert counts == sorted(counts, reverse=True)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_ends_with_the_same_numbers_and_repeats_no_run(problem, tmp_path: Path) -> None:
     model, images = problem
-    straight = run(model, images, batch_size=16)
+    plan = [
+        Planned("apgd-t", ATTACKS["apgd-t"], {"steps": 5, "classes": 3}),
+        Planned("pgd", ATTACKS["pgd"], {"restarts": 2, "steps": 2}),
+    ]
+    straight = run(model, images, plan=plan, batch_size=4)
     asked = []
 
-    def interrupted(classifier, images, labels, **options):
-        asked.append(len(images))
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return ATTACKS["pgd"](classifier, images, labels, **options)
+    def watched(name, stop_at=None):
+        def attack(classifier, images, labels, **options):
+            asked.append(name)
+            if stop_at is not None and len(asked) == stop_at:
+                raise KeyboardInterrupt
+            return ATTACKS[name](classifier, images, labels, **options)
 
-    def counting(classifier, images, labels, **options):
-        asked.append(len(images))
-        return ATTACKS["pgd"](classifier, images, labels, **options)
+        attack.__signature__ = __import__("inspect").signature(ATTACKS[name])
+        return attack
 
-    def go(attack):
-        with frozen(model):
-            correct = model(images.images).argmax(1) == images.labels
-            return worst_case(
-                model, images, correct, [Planned("pgd", attack, {})], norm="linf", sweep=SWEEP, seed=0, batch_size=16,
-                device=torch.device("cpu"), state=runs.State(tmp_path),
-            )  # fmt: skip
+    def go(stop_at=None):
+        mine = [replace(each, attack=watched(each.name, stop_at)) for each in plan]
+        return run(model, images, plan=mine, batch_size=4, state=runs.State(tmp_path))
 
     with pytest.raises(KeyboardInterrupt):
-        go(interrupted)
+        go(stop_at=25)
     asked.clear()
-    resumed = go(counting)
-    assert len(asked) == 9 - 3  # three blocks at each of three eps, three of them done before the interruption
-    assert torch.equal(resumed.broken_at["pgd"], straight.broken_at["pgd"])
-    pgd_only = [result for result in straight.results if result.name == "pgd"]
-    for a, b in zip(resumed.results, pgd_only, strict=True):
+    resumed = go()
+    again = len(asked)
+    assert torch.equal(resumed.broken_at, straight.broken_at)
+    for a, b in zip(resumed.results, straight.results, strict=True):
         assert (a.attempted, a.broken, a.forward, a.backward) == (b.attempted, b.broken, b.forward, b.backward)
+    for eps in SWEEP:
+        assert torch.equal(resumed.candidates[eps][1], straight.candidates[eps][1])
+    asked.clear()
+    assert torch.equal(go().broken_at, straight.broken_at)
+    assert asked == [] and again > 0
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
+class Unbreakable(nn.Module):
+    """Ten classes; the first wins by far, whatever the image, and every gradient is alive."""
+
+    def forward(self, images):
+        waves = torch.stack([torch.sin((k + 1) * images.flatten(1)).mean(1) for k in range(10)], 1)
+        return waves + 10 * (torch.arange(10) == 0)
+
+
+AUTOATTACK = {"apgd": (102, 101), "apgd-t": (919, 909), "fab": (1828, 900), "square": (5003, 0)}
+
+
+@pytest.mark.slow
+def test_the_autoattack_plan_spends_what_autoattack_spends_to_the_unit() -> None:
+    images = ImageSet(make_images(2, (1, 3, 3), dtype=torch.float32), torch.zeros(2).long(), tuple("abcdefghij"))
+    outcome = run(Unbreakable(), images, plan=plan_for("autoattack", "linf"), sweep=())
+    spent = {each.name: (each.forward / 2, each.backward / 2) for each in outcome.results}
+    assert spent == AUTOATTACK
+    assert [each.name for each in outcome.results] == list(AUTOATTACK)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_all_passes_are_counted_probes_and_escalation_included(norm) -> None:
+    model = Counting(Curved())
+    images = image_set(model, 12)
+    few = [Planned("apgd", ATTACKS["apgd"], {"steps": 5, "restarts": 2}), Planned("fab", ATTACKS["fab"], {"steps": 3})]
+    with frozen(model):
+        job = job_for(model, images, norm=norm)
+        model.forwards = model.backwards = 0
+        plan = plan_for("standard", norm)
+        eps = 0.02 if norm == "linf" else 0.1
+        outcome, flags = measure(job, plan, eps=eps, escalation=few, suspicious=True)
+    assert any(each.reason == "escalation" and each.attempted for each in outcome.results)
+    counted = passes(outcome, flags, 0)
+    assert (counted.forward, counted.backward) == (model.forwards, model.backwards)
+
+
+# -- success ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_attack_that_leaves_the_ball_or_the_box_counts_for_nothing(problem) -> None:
-    model, images = problem
-
     def cheat(classifier, images, labels, *, eps, norm, seeds):
         rows = rows_in_play(classifier, images)
         classifier(1 - images[rows])
@@ -141,28 +244,23 @@ def test_an_attack_that_leaves_the_ball_or_the_box_counts_for_nothing(problem) -
         return images + 3
 
     for attack in (cheat, outside):
-        with frozen(model):
-            correct = model(images.images).argmax(1) == images.labels
-            outcome = worst_case(
-                model, images, correct, [Planned("cheat", attack, {})], norm="linf", sweep=[0.01], seed=0,
-                batch_size=64, device=torch.device("cpu"), state=runs.State(None),
-            )  # fmt: skip
-        assert int(outcome.robust(0.01).sum()) == 37
+        outcome = run(*problem, attacks=(attack,), sweep=())
+        assert int(outcome.robust(SWEEP[1]).sum()) == 37
         assert outcome.results[0].broken == 0
 
 
 def test_an_adversarial_that_was_returned_but_never_queried_is_found() -> None:
-    """FGSM never queries what it returns; the caller must."""
+    """FGSM never queries what it returns; the caller must, and asks twice about what it finds broken."""
     model = make_linear(2, dtype=torch.float32)
     images = image_set(model, 30, classes=2)
-    outcome = run(model, images, attacks=("fgsm",), sweep=(0.2,))
+    outcome = run(model, images, attacks=("fgsm",), eps=0.2, sweep=())
     assert int(outcome.robust(0.2).sum()) == 0
     assert outcome.results[0].forward == 3 * outcome.results[0].attempted  # gradient, judging, second opinion
     assert outcome.results[0].backward == outcome.results[0].attempted
 
 
 class Flickering(nn.Module):
-    """Answers wrongly to a batch of more than one image, and rightly to one alone."""
+    """Answers wrongly to three images at a time, and rightly otherwise."""
 
     def forward(self, images):
         logits = torch.zeros(len(images), 2) + 0 * images.flatten(1).sum(1, keepdim=True)
@@ -179,11 +277,8 @@ def test_a_success_that_the_second_opinion_does_not_share_is_no_success() -> Non
         classifier(images[rows_in_play(classifier, images)])
         return images
 
-    with frozen(Flickering()) as model:
-        outcome = worst_case(
-            model, images, torch.ones(4, dtype=torch.bool), [Planned("flicker", attack, {})], norm="linf", sweep=[0.1],
-            seed=0, batch_size=4, device=torch.device("cpu"), state=runs.State(None),
-        )  # fmt: skip
+    attack.__signature__ = __import__("inspect").signature(ATTACKS["fgsm"])
+    outcome = run(Flickering(), images, attacks=(attack,), eps=0.1, sweep=(), batch_size=4)
     assert calls == [4, 4]  # tried once more, with the doubtful rows back in play
     assert outcome.results[0].broken == 0
 
@@ -197,11 +292,49 @@ class NaNs(nn.Module):
 
 
 def test_an_answer_that_is_not_a_number_counts_as_broken() -> None:
-    model = NaNs()
     images = ImageSet(torch.linspace(0.46, 0.5, 16).reshape(4, 1, 2, 2), torch.zeros(4).long(), ("a", "b"))
+    outcome = run(NaNs(), images, attacks=("pgd",), eps=0.2, sweep=())
+    assert len(outcome.candidates[0.2][0]) > 0
+    assert (outcome.broken_at[outcome.candidates[0.2][0]] == 0.2).all()
+
+
+def test_after_rounding_to_eight_bits_every_success_still_counts() -> None:
+    model = make_linear(4, dtype=torch.float32)
+    plain = image_set(model, 60)
+    images = replace(plain, images=to_eight_bit(plain.images))
+    eps = 3.5 / 255  # no multiple of 1/255: only changes by three steps fit
+    outcome = run(model, images, plan=plan_for("standard", "linf"), eps=eps, sweep=(), eight_bit=True)
+    rows, best = outcome.candidates[eps]
+    assert len(rows) > 3
+    assert torch.equal(to_eight_bit(best), best)
+    assert ((best - images.images[rows]).abs() <= 3 / 255 + 1e-6).all()
+    assert (model(best).argmax(1) != images.labels[rows]).all()
+    free = run(model, images, plan=plan_for("standard", "linf"), eps=eps, sweep=())
+    exact_steps = run(model, images, plan=plan_for("standard", "linf"), eps=3 / 255, sweep=())
+    robust = [int(each.robust(each.headline).sum()) for each in (free, outcome, exact_steps)]
+    assert robust[0] <= robust[1] == robust[2]
+
+
+def test_restarts_and_a_second_plan_only_break_more(problem) -> None:
+    model, images = problem
+    weak = [Planned("pgd", ATTACKS["pgd"], {"steps": 1, "step_size": 0.002})]
+    first = run(model, images, plan=weak, sweep=())
     with frozen(model):
-        outcome = worst_case(
-            model, images, torch.ones(4, dtype=torch.bool), [Planned("pgd", ATTACKS["pgd"], {"random_start": True})],
-            norm="linf", sweep=[0.2], seed=0, batch_size=4, device=torch.device("cpu"), state=runs.State(None),
-        )  # fmt: skip
-    assert (outcome.broken_at["pgd"][outcome.candidates["pgd", 0.2][0]] == 0.2).any()
+        then = worst_case(job_for(model, images), plan_for("standard", "linf"), eps=SWEEP[1],
+                          among=first.robust(SWEEP[1]), reason="escalation")  # fmt: skip
+    both = merge(first, then)
+    whole = run(model, images, plan=plan_for("standard", "linf"), sweep=())
+    assert torch.equal(both.robust(SWEEP[1]), first.robust(SWEEP[1]) & whole.robust(SWEEP[1]))
+    assert both.names == ("pgd", "fgsm", "apgd", "apgd-t")
+    rows, best = both.candidates[SWEEP[1]]
+    assert torch.equal(rows, (~both.robust(SWEEP[1]) & (both.broken_at > 0)).nonzero().squeeze(1))
+    assert (model(best).argmax(1) != images.labels[rows]).all()
+    for row in rows.tolist():
+        assert both.breaker(row, SWEEP[1]) is not None
+
+
+def test_every_effort_runs_the_cheapest_attack_first() -> None:
+    for effort in ("quick", "standard"):
+        weights = [planned.weight for planned in plan_for(effort, "linf")]
+        assert weights == sorted(weights)
+    assert set(EFFORTS) == {"quick", "standard", "thorough", "autoattack"}

@@ -25,7 +25,7 @@ def ddn(
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
-    classes: int = 9,
+    nearest_of: int = 9,
     gamma: float = 0.05,
     loss: Loss = "margin",
 ) -> Float[Tensor, "n c h w"]:
@@ -45,7 +45,7 @@ def ddn(
         Not used: the attack is deterministic.
     steps
         Gradient steps: one forward and one backward pass each.
-    classes
+    nearest_of
         How many of the likeliest wrong classes the start considers: one backward pass each.
     gamma
         The length grows by ``1 + gamma`` or shrinks by ``1 - gamma``; annealed to a tenth towards the end.
@@ -58,7 +58,7 @@ def ddn(
         Images in [0, 1], near to the clean ones where they fool; the clean ones where nothing was found.
     """
     nearest = Nearest(images, norm)
-    change = nearest.first(classifier, labels, targets, classes) - images
+    change = nearest.first(classifier, labels, targets, nearest_of) - images
     length = change.flatten(1).norm(dim=1)
     for step in range(steps):
         rows = rows_in_play(classifier, images)

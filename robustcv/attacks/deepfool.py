@@ -22,7 +22,7 @@ def deepfool(
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 30,
-    classes: int = 9,
+    nearest_of: int = 9,
     overshoot: float = 0.02,
 ) -> Float[Tensor, "n c h w"]:
     """Step to the nearest of the linearised boundaries until the answer changes (Moosavi-Dezfooli et al. 2016, alg. 2).
@@ -43,7 +43,7 @@ def deepfool(
         Not used: the attack is deterministic.
     steps
         Most steps: one forward, and one backward pass for each class, each.
-    classes
+    nearest_of
         How many of the likeliest wrong classes are considered.
     overshoot
         How much further than the linearised boundary, as a share.
@@ -65,7 +65,9 @@ def deepfool(
         going[rows[fools]] = False
         if not bool(going[rows].any()):
             break
-        wanted = wrong_classes(logits.detach(), labels[rows])[:, :classes] if targets is None else targets[rows, None]
+        wanted = (
+            wrong_classes(logits.detach(), labels[rows])[:, :nearest_of] if targets is None else targets[rows, None]
+        )
         step = nearest_crossing(here, logits, labels[rows], wanted, norm)
         moved = (here.detach() + (1 + overshoot) * step).clamp(0, 1)
         current[rows] = torch.where(going[rows][:, None, None, None], moved, current[rows])

@@ -23,7 +23,7 @@ def fmn(
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
-    classes: int = 9,
+    nearest_of: int = 9,
     step_size: float = 1.0,
     gamma: float = 0.05,
 ) -> Float[Tensor, "n c h w"]:
@@ -43,7 +43,7 @@ def fmn(
         Not used: the attack is deterministic.
     steps
         Gradient steps: one forward and one backward pass each.
-    classes
+    nearest_of
         How many of the likeliest wrong classes the start considers: one backward pass each.
     step_size
         L2 length of the first step; annealed to a hundredth.
@@ -56,7 +56,7 @@ def fmn(
         Images in [0, 1], near to the clean ones where they fool; the clean ones where nothing was found.
     """
     nearest = Nearest(images, norm)
-    current = nearest.first(classifier, labels, targets, classes)
+    current = nearest.first(classifier, labels, targets, nearest_of)
     radius = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
     for step in range(steps):
         rows = rows_in_play(classifier, images)

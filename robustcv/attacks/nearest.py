@@ -39,7 +39,7 @@ class Nearest:
         classifier: nn.Module,
         labels: Int64[Tensor, " n"],
         targets: Int64[Tensor, " n"] | None,
-        classes: int,
+        nearest_of: int,
     ) -> Float[Tensor, "n c h w"]:
         """Cross the nearest linearised boundary, 2 % too far: a start from which the nearest class is the next one.
 
@@ -51,7 +51,9 @@ class Nearest:
             return start
         here = self.clean[rows].requires_grad_()
         logits = classifier(here)
-        wanted = wrong_classes(logits.detach(), labels[rows])[:, :classes] if targets is None else targets[rows, None]
+        wanted = (
+            wrong_classes(logits.detach(), labels[rows])[:, :nearest_of] if targets is None else targets[rows, None]
+        )
         step = nearest_crossing(here, logits, labels[rows], wanted, self.norm)
         self.offer(rows, here.detach(), logits, labels, targets)
         start[rows] = (here.detach() + 1.02 * step).clamp(0, 1)

@@ -1,7 +1,10 @@
 """Checks before an audit: what would make every number meaningless stops it, what would make one doubtful is raised."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
@@ -54,6 +57,8 @@ def preflight(
         _beats_majority(predictions),
         _class_names(trained_on, images.class_names),
         _deterministic(classifier, batch.to(device)),
+        _alone(classifier, batch.to(device)),
+        _dynamic(classifier, batch.to(device)),
         _gradients(classifier, batch.to(device), labels.to(device)),
     )
 
@@ -108,6 +113,34 @@ def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
     return _check(
         "deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix
     )
+
+
+def _alone(classifier: nn.Module, batch: Tensor) -> Check:
+    with torch.no_grad():
+        together, alone = classifier(batch), torch.cat([classifier(image[None]) for image in batch])
+    gap = float((together - alone).abs().max())
+    fix = "an image's answer depends on the others in its batch: use batch norm's running averages (model.eval())"
+    fine = gap <= 1e-3 * max(1.0, float(together.abs().max()))
+    return _check("images apart", fine, f"logits alone and in a batch differ by {gap:.2g}", fix)
+
+
+class _Watch(TorchFunctionMode):
+    """Notices whether autograd is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called |= func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+        return func(*args, **(kwargs or {}))
+
+
+def _dynamic(classifier: nn.Module, batch: Tensor) -> Check:
+    with _Watch() as watch:
+        classifier(batch)
+    fix = "the model optimises at test time: an attack must be adapted to it, the figures here are too high"
+    return _check("no optimisation inside", not watch.called, "autograd called" if watch.called else "none", fix)
 
 
 def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:

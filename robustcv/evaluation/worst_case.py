@@ -1,230 +1,471 @@
-"""The worst case: attacks run over images and eps, counted, checked again on the plain classifier, and remembered."""
+"""The worst case: a plan of attacks run over images and eps, survivors only, counted, checked again, and remembered."""
 
+import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, runs
-from robustcv.attacks.losses import margin
+from robustcv import draws, runs, stats
+from robustcv.attacks import is_minimum_norm
+from robustcv.attacks.losses import margin, wrong_classes
 from robustcv.attacks.norms import NORMS, Norm
-from robustcv.classifier import Judge, Tracked
+from robustcv.classifier import Judge, Tracked, to_eight_bit
 from robustcv.data import ImageSet
-from robustcv.evaluation.accuracy import proportion
+from robustcv.evaluation.accuracy import Predictions, proportion
 from robustcv.records import AttackResult, Metric
 from robustcv.runtime import Advance
 
 TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
+Reason = Literal["plan", "probe", "escalation"]
+BATCHES_A_BLOCK = 8  # survivors of a block are packed into full batches; a block is what is saved for resuming
 
 
 @dataclass(frozen=True)
 class Planned:
-    """An attack with the options it runs with."""
+    """An attack with the options it runs with.
+
+    Parameters
+    ----------
+    reach
+        Leave out images whose margin no attack before has brought down by this share of the clean one: 0 takes all.
+    """
 
     name: str
     attack: Callable[..., Tensor]
     options: Mapping[str, Any]
+    reach: float = 0.0
+
+    @property
+    def weight(self) -> int:
+        """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
+        known = inspect.signature(self.attack).parameters
+        values = {name: self.options.get(name, parameter.default) for name, parameter in known.items()}
+        length = 3 * int(values.get("steps", 1)) if "queries" not in values else int(values["queries"])
+        return length * int(values.get("restarts", 1)) * int(values.get("classes", 1)) + 3
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """What the attacks did, per image.
+    """What a plan of attacks did, per image.
 
     Parameters
     ----------
-    norm, sweep
-        The threat model's norm and the eps tried, ascending.
+    norm, headline, sweep
+        The threat models: a norm, its headline eps, and all eps tried, ascending.
+    names
+        The attacks of the plan, in order.
     broken_at
-        For each attack, the smallest eps of the sweep at which it broke each image; inf where it never did, 0 where
-        the image was wrong before any attack.
+        The smallest eps of the sweep at which some attack broke each image; inf where none did, 0 where the image was
+        wrong before any attack.
+    broken_by
+        Which attack did, as a place in ``names``; -1 where none did.
     distance
-        For each attack, the measured norm of the change that broke each image; NaN where it broke none.
+        The measured norm of the change that broke each image; NaN where nothing did.
+    closest
+        The lowest margin that any candidate reached at the headline eps, as a share of the clean margin.
     results
         One record per attack and eps.
     candidates
-        For each (attack, eps) the rows of the images broken there, or asked for, and each one's best candidate.
+        For each eps the rows of the images broken there, or asked for, and each one's best candidate.
     """
 
     norm: str
+    headline: float
     sweep: tuple[float, ...]
-    broken_at: dict[str, Float[Tensor, " n"]]
-    distance: dict[str, Float[Tensor, " n"]]
+    names: tuple[str, ...]
+    broken_at: Float[Tensor, " n"]
+    broken_by: Int64[Tensor, " n"]
+    distance: Float[Tensor, " n"]
+    closest: Float[Tensor, " n"]
     results: tuple[AttackResult, ...]
-    candidates: dict[tuple[str, float], tuple[Tensor, Tensor]]
+    candidates: Mapping[float, tuple[Tensor, Tensor]]
 
-    def robust(self, eps: float, attack: str | None = None) -> Bool[Tensor, " n"]:
-        """Tell which images stand at eps: against one attack, or against all of them."""
-        chosen = [self.broken_at[attack]] if attack else list(self.broken_at.values())
-        return torch.stack(chosen).amin(0) > eps * (1 + 1e-9)
+    def robust(self, eps: float) -> Bool[Tensor, " n"]:
+        """Tell which images stand at eps."""
+        return self.broken_at > eps * (1 + 1e-9)
 
     def breaker(self, row: int, eps: float) -> tuple[str, float] | None:
-        """Name the attack, and the eps, that broke an image first at or below eps; None where it stands."""
-        found = [(float(at[row]), name) for name, at in self.broken_at.items() if 0 < at[row] <= eps * (1 + 1e-9)]
-        return (min(found)[1], min(found)[0]) if found else None
+        """Name the attack, and the eps, that broke an image at or below eps; None where it stands."""
+        at = float(self.broken_at[row])
+        return (self.names[int(self.broken_by[row])], at) if 0 < at <= eps * (1 + 1e-9) else None
 
-    def candidate(self, row: int, attack: str, eps: float) -> Tensor | None:
-        """Give an image's best candidate of an attack at eps; None where it was not attacked there."""
-        rows, images = self.candidates[attack, eps]
+    def candidate(self, row: int, eps: float) -> Tensor | None:
+        """Give an image's best candidate at eps; None where it was not attacked there."""
+        rows, images = self.candidates[eps]
         place = (rows == row).nonzero()
         return images[int(place[0])] if len(place) else None
 
 
-def worst_case(
-    classifier: nn.Module,
-    images: ImageSet,
-    correct: Bool[Tensor, " n"],
-    plan: Sequence[Planned],
-    *,
-    norm: str,
-    sweep: Sequence[float],
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    state: runs.State,
-    remember: Bool[Tensor, " n"] | None = None,
-    advance: Advance = lambda _: None,
-) -> WorstCase:
-    """Attack every image that is right when clean, at every eps of a sweep, with every attack of a plan.
-
-    An image that an attack broke at a smaller eps counts as broken by it at a larger one and is not attacked again.
-    A success counts when the candidate lies in the ball and in [0, 1] and a second, separate forward pass of the plain
-    classifier is fooled too. After each (block, attack, eps) the result is saved, and read instead of repeated.
+@dataclass(frozen=True)
+class Job:
+    """What every part of a worst case needs: the classifier (frozen, on ``device``), the images, and how to run.
 
     Parameters
     ----------
-    classifier
-        Frozen, on ``device``.
-    correct
-        Which images are right when clean; the others count as broken at eps 0.
     remember
         Images whose best candidate is kept even where it did not succeed.
+    eight_bit
+        Count a candidate only after rounding it to 8 bits, as a file would hold it.
     advance
-        Called with the number of images after each block.
+        Called with the number of images after each block and attack.
     """
-    sweep = tuple(sorted(sweep))
-    blocks = list(torch.arange(len(images)).split(batch_size))
-    start = torch.where(correct, torch.inf, 0.0).double()  # double, so that an eps comes back as it went in
-    broken_at = {planned.name: start.clone() for planned in plan}
-    distance = {planned.name: torch.full((len(images),), torch.nan) for planned in plan}
-    remember = torch.zeros(len(images), dtype=torch.bool) if remember is None else remember
-    results, candidates = [], {}
-    for eps in sweep:
-        for planned in plan:
-            parts: list[_Attacked] = []
-            for number, block in enumerate(blocks):
-                rows = block[broken_at[planned.name][block] > eps]
-                key = f"attack-{planned.name}-{norm}-{eps.hex()}-block-{number}"
-                parts.append(
-                    _attack_block(classifier, images, rows, remember, planned, norm, eps, seed, device, state, key)
-                )
-                advance(len(block))
-            rows, broken, distances = (
-                torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "broken", "distance")
-            )
-            broken_rows = rows[broken]
-            broken_at[planned.name][broken_rows] = eps
-            distance[planned.name][broken_rows] = distances[broken].float()
-            kept = torch.cat([part.kept for part in parts]), torch.cat([part.best for part in parts])
-            candidates[planned.name, eps] = kept
-            results.append(
-                AttackResult(
-                    name=planned.name,
-                    options=dict(planned.options),
-                    norm=norm,
-                    eps=eps,
-                    attempted=len(rows),
-                    broken=len(broken_rows),
-                    forward=sum(part.forward for part in parts),
-                    backward=sum(part.backward for part in parts),
-                    seconds=sum(part.seconds for part in parts),
-                    max_distance=float(distances.max()) if len(distances) else None,
-                )
-            )
-    return WorstCase(norm, sweep, broken_at, distance, tuple(results), candidates)
+
+    classifier: nn.Module
+    images: ImageSet
+    predictions: Predictions
+    norm: str
+    seed: int
+    batch_size: int
+    device: torch.device
+    state: runs.State
+    remember: Bool[Tensor, " n"] | None = None
+    eight_bit: bool = False
+    advance: Advance = field(default=lambda _: None)
+
+    def kept(self) -> Bool[Tensor, " n"]:
+        """Mark the images to remember."""
+        none = torch.zeros(len(self.images), dtype=torch.bool)
+        return none if self.remember is None else self.remember
 
 
-_ARRAYS = ("rows", "broken", "distance", "kept", "best")
+@dataclass
+class _Standing:
+    """Where every image stands while attacks run; margins are those at the eps being run."""
+
+    broken_at: Tensor
+    broken_by: Tensor
+    distance: Tensor
+    clean_margin: Tensor
+    closest: Tensor
+
+
+def worst_case(
+    job: Job,
+    plan: Sequence[Planned],
+    *,
+    eps: float,
+    sweep: Sequence[float] = (),
+    among: Bool[Tensor, " n"] | None = None,
+    reason: Reason = "plan",
+) -> WorstCase:
+    """Decide for every image that is right when clean whether any attack of a plan breaks it, at each eps.
+
+    The headline eps comes first, then the larger ones for the images that still stand, then the smaller ones, largest
+    first, for the images that fell: an image broken at an eps counts as broken at every larger one, and one that
+    stands counts as standing at every smaller one. Within an eps each attack sees only what the attacks before it have
+    left, and an image is left alone from the moment it is broken.
+
+    A success counts when the candidate lies in the ball and in [0, 1], and a second, separate forward pass of the
+    plain classifier is fooled too. After each (block, attack, eps) the result is saved, and read instead of repeated.
+
+    Parameters
+    ----------
+    eps
+        The headline.
+    sweep
+        Further eps.
+    among
+        The images to attack; None takes all that are right when clean. The others count as broken at eps 0.
+    reason
+        Why these attacks run, for the record: ``plan``, ``escalation`` or ``probe``.
+    """
+    standing = _fresh(job, job.predictions.correct if among is None else among)
+    every = sorted({eps, *sweep})
+    order = [eps, *(each for each in every if each > eps), *(each for each in reversed(every) if each < eps)]
+    results: dict[float, list[AttackResult]] = {}
+    candidates, closest = {}, standing.closest
+    for each in order:
+        fell = standing.broken_at.isfinite() & (standing.broken_at > each)
+        rows = (fell if each < eps else standing.broken_at.isinf()).nonzero().squeeze(1)
+        standing.closest = torch.ones_like(standing.closest)
+        results[each], candidates[each] = _at_eps(job, plan, standing, each, rows, reason)
+        if each == eps:
+            closest = standing.closest
+    return WorstCase(
+        norm=job.norm,
+        headline=eps,
+        sweep=tuple(every),
+        names=tuple(planned.name for planned in plan),
+        broken_at=standing.broken_at,
+        broken_by=standing.broken_by,
+        distance=standing.distance,
+        closest=closest,
+        results=tuple(result for each in every for result in results[each]),
+        candidates=candidates,
+    )
+
+
+def _fresh(job: Job, among: Tensor) -> _Standing:
+    n = len(job.images)
+    return _Standing(
+        broken_at=torch.where(among, torch.inf, 0.0).double(),  # double, so that an eps comes back as it went in
+        broken_by=torch.full((n,), -1),
+        distance=torch.full((n,), torch.nan),
+        clean_margin=-margin(job.predictions.logits, job.predictions.labels, None).clamp_max(0),
+        closest=torch.ones(n),
+    )
+
+
+def _at_eps(
+    job: Job, plan: Sequence[Planned], standing: _Standing, eps: float, rows: Tensor, reason: Reason
+) -> tuple[list[AttackResult], tuple[Tensor, Tensor]]:
+    """Run the plan at one eps; gives a record per attack, and the best candidates of broken and remembered images."""
+    results = []
+    pictures: dict[int, Tensor] = {}
+    open_rows = standing.broken_at > eps  # an image that fell at a larger eps is open again at this one
+    for place, planned in enumerate(plan):
+        total = _Total(planned, job.norm, eps, reason)
+        for number, block in enumerate(rows.split(job.batch_size * BATCHES_A_BLOCK)):
+            ranked: Tensor | None = None
+            for round_number, purpose, options in _rounds(planned):
+                todo = block[open_rows[block] & (1 - standing.closest[block] >= planned.reach)]
+                if round_number == 0:
+                    total.attempted += len(todo)
+                key = f"{reason}-{planned.name}-{place}-{job.norm}-{eps.hex()}-{number}-{round_number}"
+                done = _saved(job.state, key)
+                if done is None:
+                    done = _attack(job, planned, eps, todo, block, ranked, round_number, purpose, options)
+                    _save(job.state, key, done)
+                ranked = done.ranked if ranked is None and len(done.ranked) else ranked
+                total.add(done)
+                fell = _note(standing, place, eps, done)
+                open_rows[fell] = False
+                pictures.update({int(row): done.best[k] for k, row in enumerate(done.kept.tolist())})
+            job.advance(len(block) * planned.weight)
+        job.advance((len(job.images) - len(rows)) * planned.weight)
+        results.append(total.record(int(((standing.broken_by == place) & (standing.broken_at == eps)).sum())))
+    keep = sorted(row for row in pictures if not open_rows[row] or job.kept()[row])
+    empty = torch.empty(0, *job.images.shape)
+    return results, (torch.tensor(keep).long(), torch.stack([pictures[row] for row in keep]) if keep else empty)
+
+
+def _rounds(planned: Planned) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Split an attack's restarts, or its target classes, into runs between which survivors are packed again."""
+    options = dict(planned.options)
+    known = inspect.signature(planned.attack).parameters
+    name = next((each for each in ("restarts", "classes") if each in known), None)
+    if name is None:
+        yield 0, planned.name, options
+        return
+    for number in range(options.get(name, known[name].default)):
+        yield number, f"{planned.name}-{number}", {**options, name: 1}
+
+
+def _note(standing: _Standing, place: int, eps: float, done: "_Attacked") -> Int64[Tensor, " m"]:
+    """Write down what a run did; gives the rows of the images that fell at this eps."""
+    share = (done.score / standing.clean_margin[done.rows].double().clamp_min(1e-30)).float()
+    standing.closest[done.rows] = torch.minimum(standing.closest[done.rows], share)
+    fell = done.rows[done.broken]
+    standing.broken_at[fell], standing.broken_by[fell] = eps, place
+    standing.distance[fell] = done.distance[done.broken].float()
+    return fell
+
+
+@dataclass
+class _Total:
+    """Adds up what one attack did at one eps."""
+
+    planned: Planned
+    norm: str
+    eps: float
+    reason: Reason
+    attempted: int = 0
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    max_distance: float | None = None
+
+    def add(self, done: "_Attacked") -> None:
+        """Add one run on one block."""
+        self.forward += done.forward
+        self.backward += done.backward
+        self.seconds += done.seconds
+        if len(done.distance):
+            self.max_distance = max(self.max_distance or 0.0, float(done.distance.max()))
+
+    def record(self, broken: int) -> AttackResult:
+        """Make the record."""
+        return AttackResult(
+            name=self.planned.name,
+            options=dict(self.planned.options),
+            norm=self.norm,
+            eps=self.eps,
+            attempted=self.attempted,
+            broken=broken,
+            forward=self.forward,
+            backward=self.backward,
+            seconds=self.seconds,
+            max_distance=self.max_distance,
+            reason=self.reason,
+        )
+
+
+_ARRAYS = ("rows", "broken", "distance", "score", "kept", "best", "ranked")
 
 
 @dataclass(frozen=True)
 class _Attacked:
+    """What one run did to some rows: broken or not, distance and score of each one's best candidate."""
+
     rows: Tensor
     broken: Tensor
     distance: Tensor
+    score: Tensor
     kept: Tensor
     best: Tensor
+    ranked: Tensor
     forward: int
     backward: int
     seconds: float
 
 
-def _attack_block(
-    classifier: nn.Module,
-    images: ImageSet,
-    rows: Tensor,
-    remember: Tensor,
+def _saved(state: runs.State, key: str) -> _Attacked | None:
+    if (saved := state.load_arrays(key)) is None:
+        return None
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in saved.items()}
+    counts, seconds = tensors.pop("counts").tolist(), float(tensors.pop("seconds"))
+    return _Attacked(**tensors, forward=counts[0], backward=counts[1], seconds=seconds)
+
+
+def _save(state: runs.State, key: str, done: _Attacked) -> None:
+    arrays = {name: getattr(done, name).numpy() for name in _ARRAYS}
+    counts = {"counts": np.array([done.forward, done.backward]), "seconds": np.array(done.seconds)}
+    state.save_arrays(key, {**arrays, **counts})
+
+
+def _attack(
+    job: Job,
     planned: Planned,
-    norm: str,
     eps: float,
-    seed: int,
-    device: torch.device,
-    state: runs.State,
-    key: str,
+    rows: Tensor,
+    block: Tensor,
+    ranked: Tensor | None,
+    round_number: int,
+    purpose: str,
+    options: Mapping[str, Any],
 ) -> _Attacked:
-    """Attack one block and check what comes back, or read the result of an earlier, interrupted run."""
-    if (saved := state.load_arrays(key)) is not None:
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in saved.items()}
-        counts, seconds = tensors.pop("counts").tolist(), float(tensors.pop("seconds"))
-        return _Attacked(**tensors, forward=counts[0], backward=counts[1], seconds=seconds)
+    """Pack the rows into batches and attack each."""
     started = time.monotonic()
-    if len(rows) == 0:
-        none = torch.empty(0)
-        return _Attacked(rows, none.bool(), none.double(), rows, torch.empty(0, *images.shape), 0, 0, 0.0)
-    chosen = images.take(rows)
-    clean, labels = next(chosen.batches(len(rows)))
-    clean, labels = clean.to(device), labels.to(device)
-    ball = NORMS[norm]
-    tracked = Tracked(classifier, clean, make_judge(clean, labels, ball, eps))
-    seeds = draws.image_seeds(seed, chosen.hashes, f"{planned.name}-{norm}-{eps:.6g}").to(device)
-    everyone = torch.arange(len(rows), device=device)
-    checks = 0
-    for _ in range(2):  # once more for those whose success the second opinion did not share
-        returned = planned.attack(tracked, clean, labels, eps=eps, norm=norm, seeds=seeds, **planned.options)
-        open_rows = tracked.rows()
-        with torch.no_grad():
-            if len(open_rows):
-                tracked(returned[open_rows])  # an attack may return what it never queried
-            best = torch.where((tracked.best_score < torch.inf)[:, None, None, None], tracked.best, clean)
-            fooled, _ = tracked.judge(best, classifier(best), everyone)
-        checks += len(rows)
-        if not tracked.doubt(fooled):
-            break
-    broken = tracked.broken.cpu()
-    keep = broken | remember[rows]
-    result = _Attacked(
-        rows=rows,
-        broken=broken,
-        distance=ball.distance(best, clean).cpu(),
-        kept=rows[keep],
-        best=best.cpu()[keep],
-        forward=int(tracked.forwards.sum()) + checks,
-        backward=int(tracked.backwards.sum()),
+    parts = []
+    in_turn = "classes" in options  # towards one class a round
+    ranks: list[Tensor] = []
+    for batch in rows.split(job.batch_size) if len(rows) else ():
+        targets = None
+        extra = 0
+        if in_turn and ranked is None:
+            ranks.append(_rank(job, batch))
+            targets, extra = ranks[-1][:, round_number], len(batch)
+        elif in_turn and ranked is not None:
+            places = torch.searchsorted(block, batch)
+            if round_number >= ranked.shape[1]:
+                break  # there are not that many wrong classes
+            targets = ranked[places, round_number]
+        part = _attack_batch(job, planned, eps, batch, targets, purpose, options)
+        parts.append(replace(part, forward=part.forward + extra))
+    if not parts:
+        no_rows, picture, none = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
+        return _Attacked(no_rows, none.bool(), none, none, no_rows, picture, torch.empty(0, 0).long(), 0, 0, 0.0)
+    table = torch.empty(0, 0).long()
+    if ranks:
+        table = torch.zeros(len(block), ranks[0].shape[1], dtype=torch.int64)
+        table[torch.searchsorted(block, rows)] = torch.cat(ranks)
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ARRAYS if name != "ranked"}
+    return _Attacked(
+        **joined,
+        ranked=table,
+        forward=sum(part.forward for part in parts),
+        backward=sum(part.backward for part in parts),
         seconds=time.monotonic() - started,
     )
-    state.save_arrays(
-        key,
-        {
-            **{name: getattr(result, name).numpy() for name in _ARRAYS},
-            "counts": np.array([result.forward, result.backward]),
-            "seconds": np.array(result.seconds),
-        },
+
+
+def _rank(job: Job, rows: Tensor) -> Tensor:
+    """Rank the wrong classes of some clean images, with a forward pass of their own."""
+    clean, labels = next(job.images.take(rows).batches(len(rows)))
+    with torch.no_grad():
+        return wrong_classes(job.classifier(clean.to(job.device)), labels.to(job.device)).cpu()
+
+
+def _attack_batch(
+    job: Job,
+    planned: Planned,
+    eps: float,
+    rows: Tensor,
+    targets: Tensor | None,
+    purpose: str,
+    options: Mapping[str, Any],
+) -> _Attacked:
+    """Attack one batch and check what comes back."""
+    chosen = job.images.take(rows)
+    clean, labels = next(chosen.batches(len(rows)))
+    clean, labels = clean.to(job.device), labels.to(job.device)
+    ball = NORMS[job.norm]
+    tracked = Tracked(job.classifier, clean, make_judge(clean, labels, ball, eps), eight_bit=job.eight_bit)
+    seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)
+    given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
+    if targets is not None:
+        given["targets"] = targets.to(job.device)
+    checks = 0
+    for _ in range(2):  # once more for those whose success the second opinion did not share
+        returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
+        if job.eight_bit:
+            returned = to_eight_bit(returned)
+        checked = _check(tracked, returned)
+        checks += checked.forward
+        if not tracked.doubt(checked.confirmed):
+            break
+    broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
+    distance = ball.distance(checked.candidates, clean).cpu()
+    return _Attacked(
+        rows=rows,
+        broken=broken,
+        distance=distance,
+        score=tracked.best_score.cpu().double(),
+        kept=rows[keep],
+        best=checked.candidates.cpu()[keep],
+        ranked=torch.empty(0, 0).long(),
+        forward=int(tracked.forwards.sum()) + checks,
+        backward=int(tracked.backwards.sum()),
+        seconds=0.0,
     )
-    return result
+
+
+@dataclass(frozen=True)
+class _Checked:
+    candidates: Tensor
+    confirmed: Tensor
+    forward: int
+
+
+def _check(tracked: Tracked, returned: Tensor) -> _Checked:
+    """Ask the plain classifier again about every success, and for the first time about what an attack only returned.
+
+    One forward pass an image; one more for each image that only this pass found broken.
+    """
+    everyone = torch.arange(len(returned), device=returned.device)
+    candidates = torch.where(_wide(tracked.broken), tracked.best, returned)
+    with torch.no_grad():
+        confirmed, score = tracked.judge(candidates, tracked.classifier(candidates), everyone)
+        forward = len(returned)
+        fresh = (confirmed & tracked.in_play).nonzero().squeeze(1)
+        if len(fresh):
+            again, _ = tracked.judge(candidates[fresh], tracked.classifier(candidates[fresh]), fresh)
+            confirmed[fresh], forward = again, forward + len(fresh)
+    closer = score < tracked.best_score
+    tracked.best_score = torch.where(closer, score.to(tracked.best_score), tracked.best_score)
+    tracked.in_play &= ~confirmed
+    best = torch.where(_wide(tracked.in_play & ~closer), tracked.best, candidates)
+    return _Checked(best, confirmed, forward)
+
+
+def _wide(mask: Tensor) -> Tensor:
+    return mask[:, None, None, None]
 
 
 def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps: float) -> Judge:
@@ -242,19 +483,45 @@ def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps:
 
 
 def robust_metrics(outcome: WorstCase) -> list[Metric]:
-    """Give robust accuracy at each eps: of each attack alone, and of the worst case over all of them (upper bounds)."""
-    metrics = []
-    for eps in outcome.sweep:
-        names = [None, *outcome.broken_at] if len(outcome.broken_at) > 1 else [None]
-        for attack in names:
-            metrics.append(
-                proportion(
-                    "robust_accuracy",
-                    outcome.robust(eps, attack),
-                    norm=outcome.norm,
-                    eps=eps,
-                    bound="upper",
-                    attack=attack,
-                )
+    """Give robust accuracy at each eps (upper bounds), and at the headline what the first attack alone would tell."""
+    metrics = [
+        proportion("robust_accuracy", outcome.robust(eps), norm=outcome.norm, eps=eps, bound="upper")
+        for eps in outcome.sweep
+    ]
+    first = next((each for each in outcome.results if each.eps == outcome.headline), None)
+    if first is not None and len(outcome.names) > 1:
+        stands, n = first.attempted - first.broken, len(outcome.broken_at)
+        metrics.append(
+            Metric(
+                name="robust_accuracy",
+                n=n,
+                count=stands,
+                low=stats.wilson(stands, n)[0],
+                high=stats.wilson(stands, n)[1],
+                norm=outcome.norm,
+                eps=outcome.headline,
+                bound="upper",
+                attack=first.name,
             )
+        )
     return metrics
+
+
+def merge(first: WorstCase, then: WorstCase) -> WorstCase:
+    """Join a second plan, run at the headline eps on what the first had left standing."""
+    fell = (then.broken_by >= 0) & first.broken_at.isinf()
+    rows, pictures = (
+        torch.cat(pair) for pair in zip(first.candidates[first.headline], then.candidates[first.headline], strict=True)
+    )
+    last = {int(row): place for place, row in enumerate(rows.tolist())}  # the later candidate of an image counts
+    kept = torch.tensor([last[row] for row in sorted(last)]).long()
+    return replace(
+        first,
+        names=(*first.names, *then.names),
+        broken_at=torch.where(fell, then.broken_at, first.broken_at),
+        broken_by=torch.where(fell, then.broken_by + len(first.names), first.broken_by),
+        distance=torch.where(fell, then.distance, first.distance),
+        closest=torch.minimum(first.closest, then.closest),
+        results=(*first.results, *then.results),
+        candidates={**first.candidates, first.headline: (rows[kept], pictures[kept])},
+    )

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.data import ImageSet
-from robustcv.errors import UserError, unknown_name
+from robustcv.errors import unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
+from robustcv.evaluation.plans import plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
-from robustcv.evaluation.worst_case import Planned, WorstCase, robust_metrics, worst_case
+from robustcv.evaluation.robustness import measure, passes
+from robustcv.evaluation.worst_case import Job, Planned, WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
@@ -46,11 +48,7 @@ def audit(
     clock = Clock()
     headline, sweep = parse_sweep(options["eps"], options["norm"], sweep=options["sweep"])
     method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS})
-    plan = [_planned(name, method_options) for name in dict.fromkeys(options["attacks"])]
-    if not plan:
-        raise UserError(
-            "RCV-E009", "no attack was named", "robust accuracy is measured by attacks", "--attacks fgsm,pgd"
-        )
+    plan, escalation = _plans(options, method_options)
     for name in options["explain"]:
         if name not in EXPLAINERS:
             raise unknown_name("explainer", name, EXPLAINERS)
@@ -80,19 +78,20 @@ def audit(
             device=device,
         )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
-        with progress.stage("attacks", len(chosen) * len(plan) * len(sweep)) as advance:
-            outcome = worst_case(
+        work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
+        with progress.stage("attacks", work) as advance:
+            job = Job(
                 classifier,
                 chosen,
-                predictions.correct,
-                plan,
+                predictions,
                 norm=options["norm"],
-                sweep=sweep,
                 state=state,
                 remember=sample,
+                eight_bit=options["eight_bit"],
                 advance=advance,
                 **run,
             )
+            outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(
             classifier, drawn, options["explain"], method_options, progress=progress, **run
@@ -112,8 +111,9 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=_passes(outcome, len(chosen)),
+        passes=passes(outcome, flags, len(chosen)),
         preflight=checks,
+        flags=flags,
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,
@@ -136,17 +136,15 @@ def _predict(
     return predictions
 
 
-def _passes(outcome: WorstCase, clean: int) -> records.Passes:
-    return records.Passes(
-        forward=sum(result.forward for result in outcome.results) + clean,
-        backward=sum(result.backward for result in outcome.results),
-    )
-
-
-def _planned(name: str, options: Mapping[str, Mapping[str, Any]]) -> Planned:
-    if name not in ATTACKS:
-        raise unknown_name("attack", name, ATTACKS)
-    return Planned(name, ATTACKS[name], options.get(name, {}))
+def _plans(
+    options: Mapping[str, Any], method_options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Planned], list[Planned]]:
+    """Give the attacks to run, named or by effort, and those for the images left standing where a flag is raised."""
+    if options["attacks"] is not None:
+        return plan_of(options["attacks"], options["norm"], method_options), []
+    plan = plan_for(options["effort"], options["norm"], method_options)
+    escalates = options["effort"] in ("standard", "thorough")
+    return plan, plan_for("autoattack", options["norm"]) if escalates else []
 
 
 def _classes(images: ImageSet, predictions: Predictions, robust: Tensor) -> tuple[records.ClassRow, ...]:
@@ -169,23 +167,22 @@ def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) ->
         "confidence": predictions.confidences.numpy(),
         "correct": predictions.correct.numpy(),
     }
-    arrays |= {f"broken_at/{outcome.norm}/{name}": at.numpy() for name, at in outcome.broken_at.items()}
+    arrays[f"broken_at/{outcome.norm}"] = outcome.broken_at.numpy()
     return runs.pack_arrays(arrays)
 
 
 def _successes(images: ImageSet, outcome: WorstCase) -> bytes:
-    """Write one line for each successful attack."""
+    """Write one line for each image that an attack broke: at the smallest eps, and by which."""
     lines = []
-    for name, broken_at in outcome.broken_at.items():
-        for row in (broken_at.isfinite() & (broken_at > 0)).nonzero().squeeze(1).tolist():
-            line = {
-                "index": int(images.indices[row]),
-                "image": images.hashes[row],
-                "label": int(images.labels[row]),
-                "attack": name,
-                "norm": outcome.norm,
-                "eps": float(broken_at[row]),
-                "distance": float(outcome.distance[name][row]),
-            }
-            lines.append(json.dumps(line))
+    for row in (outcome.broken_by >= 0).nonzero().squeeze(1).tolist():
+        line = {
+            "index": int(images.indices[row]),
+            "image": images.hashes[row],
+            "label": int(images.labels[row]),
+            "attack": outcome.names[int(outcome.broken_by[row])],
+            "norm": outcome.norm,
+            "eps": float(outcome.broken_at[row]),
+            "distance": float(outcome.distance[row]),
+        }
+        lines.append(json.dumps(line))
     return ("\n".join(lines) + "\n").encode() if lines else b""

@@ -46,7 +46,7 @@ def draw_cases(
     device: torch.device,
 ) -> Drawn:
     """Choose the sample and the images broken at the smallest eps, and measure what was done to each."""
-    worst = torch.stack([*outcome.broken_at.values()]).amin(0)
+    worst = outcome.broken_at.clone()
     worst[sample | (worst <= 0) | (worst > headline * (1 + 1e-9))] = torch.inf
     order = worst.argsort(stable=True)[: max(0, wanted - int(sample.sum()))]
     weakest = [row for row in order.tolist() if worst[row].isfinite()]
@@ -56,8 +56,8 @@ def draw_cases(
         one = images.take(torch.tensor([row]))
         clean, _ = next(one.batches(1))
         broken_by = outcome.breaker(row, headline)
-        tried = broken_by or (next(reversed(outcome.broken_at)), headline)
-        attacked = outcome.candidate(row, *tried) if predictions.correct[row] else None
+        tried = broken_by or (outcome.names[-1], headline)
+        attacked = outcome.candidate(row, tried[1]) if predictions.correct[row] else None
         fields: dict[str, Any] = {}
         if attacked is not None:
             fields = _measure(classifier, clean, attacked[None], int(images.labels[row]), device)

@@ -28,12 +28,15 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
     if len(rows_a) == 0:
         raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
     pairs = [_paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
-    attacks = {each.name for each in record_a.attacks} & {each.name for each in record_b.attacks}
+    if _plan(record_a) != _plan(record_b) and not force:
+        raise UserError(
+            "RCV-E085",
+            f"{run_a} and {run_b} were attacked in different ways",
+            "a difference between models would be mixed with a difference between attacks",
+            "audit both with the same --effort, --attacks and --set; --force compares the worst cases as they are",
+        )
     for norm, eps in _common_threats(record_a, record_b):
-        stands = [
-            _stands(verdicts, norm, eps, attacks)[rows]
-            for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))
-        ]
+        stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
         pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
     label_a, label_b = names or _names(record_a, record_b, run_a, run_b)
     raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.preflight)
@@ -90,17 +93,20 @@ def _keys(verdicts: runs.Arrays) -> list[tuple[bytes, int]]:
 
 
 def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float]]:
-    """List the threat models (norm, eps) that both runs attacked under, with at least one attack in common."""
-    names = {each.name for each in a.attacks} & {each.name for each in b.attacks}
-    sets = [{(each.norm, each.eps) for each in record.attacks if each.name in names} for record in (a, b)]
+    """List the threat models (norm, eps) that both runs attacked under."""
+    sets = [{(each.norm, each.eps) for each in record.attacks} for record in (a, b)]
     return sorted(sets[0] & sets[1])
 
 
-def _stands(verdicts: runs.Arrays, norm: str, eps: float, attacks: set[str]) -> NDArray[np.bool_]:
-    """Tell which images none of these attacks, of this norm, broke at or below eps."""
-    at = [verdicts[f"broken_at/{norm}/{name}"] for name in sorted(attacks)]
-    first: NDArray[np.float64] = np.min(at, axis=0)
-    return first > eps * (1 + 1e-9)
+def _plan(record: records.Record) -> list[str]:
+    """Name the attacks that were planned, with their options; probes and escalations answer to what was found."""
+    return sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})
+
+
+def _stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:
+    """Tell which images no attack of this norm broke at or below eps."""
+    stands: NDArray[np.bool_] = verdicts[f"broken_at/{norm}"] > eps * (1 + 1e-9)
+    return stands
 
 
 def _paired(

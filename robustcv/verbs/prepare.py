@@ -91,17 +91,20 @@ def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     given = [parse_eps(each) for each in (eps if isinstance(eps, list | tuple) else [eps])]
+    limit = {"linf": 1.0, "l0": float("inf")}.get(norm, float("inf"))
     for value in given:
-        if value <= 0 or (norm == "linf" and value > 1) or value != value:
+        whole = norm != "l0" or value == int(value)
+        if not 0 < value <= limit or not whole:
+            allowed = "(0, 1]" if norm == "linf" else "what L0 allows: 1, 2, ..." if norm == "l0" else "above 0"
             hint = f"did you mean {value:g}/255?" if value > 1 else "use a radius above 0, such as 8/255"
             raise UserError(
                 "RCV-E003",
-                f"eps {value:g} is outside {'(0, 1]' if norm == 'linf' else 'what L2 allows: above 0'}",
-                "pixels lie in [0, 1], so eps is in those units",
-                hint,
+                f"eps {value:g} is outside {allowed}",
+                "L0 counts changed values" if norm == "l0" else "pixels lie in [0, 1], so eps is in those units",
+                "use a whole number, such as 10" if norm == "l0" else hint,
             )
     more = [factor * max(given) for factor in (0.25, 0.5, 1, 2, 4)] if sweep else []
-    limit = 1.0 if norm == "linf" else float("inf")
+    more = sorted({max(1.0, float(round(value))) for value in more}) if norm == "l0" else more
     every = {round(value, 12): value for value in sorted([*given, *(min(value, limit) for value in more)])}
     return given[0], tuple(every.values())
 

@@ -1,0 +1,79 @@
+"""Which attacks run at which effort, cheapest first: `EFFORTS`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robustcv.attacks import ATTACKS, norms_of
+from robustcv.errors import UserError, unknown_name
+from robustcv.evaluation.worst_case import Planned
+
+Steps = tuple[tuple[str, Mapping[str, Any], float], ...]  # attack, options, reach
+
+_LIKELIEST: Steps = (
+    ("fgsm", {"loss": "margin"}, 0.0),
+    ("apgd", {"loss": "margin", "steps": 10}, 0.0),
+    ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3}, 0.3),
+)
+EFFORTS: dict[str, Steps] = {
+    "quick": _LIKELIEST[:2],
+    "standard": _LIKELIEST,
+    "thorough": (
+        *_LIKELIEST,
+        ("apgd", {"loss": "cross_entropy", "steps": 50}, 0.0),
+        ("apgd-t", {"loss": "dlr", "steps": 30, "classes": 9}, 0.0),
+        ("fmn", {"steps": 60}, 0.0),
+        ("square", {"queries": 1000}, 0.0),
+    ),
+    # Croce and Hein 2020, "Reliable evaluation", the standard version
+    "autoattack": (
+        ("apgd", {"loss": "cross_entropy", "steps": 100}, 0.0),
+        ("apgd-t", {"loss": "dlr", "steps": 100, "classes": 9}, 0.0),
+        ("fab", {"steps": 100, "classes": 9}, 0.0),
+        ("square", {"queries": 5000}, 0.0),
+    ),
+}
+_L0: Steps = (("fmn", {"steps": 100}, 0.0), ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3}, 0.0))
+
+
+def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Planned]:
+    """Give the attacks of an effort that know a norm; ``options`` by attack win over the plan's own.
+
+    Raises
+    ------
+    UserError
+        If the effort is unknown.
+    """
+    if effort not in EFFORTS:
+        raise unknown_name("effort", effort, EFFORTS)
+    more = options or {}
+    steps = _L0 if norm == "l0" else EFFORTS[effort]
+    return [
+        Planned(name, ATTACKS[name], {**given, **more.get(name, {})}, reach)
+        for name, given, reach in steps
+        if norm in norms_of(ATTACKS[name])
+    ]
+
+
+def plan_of(names: Sequence[str], norm: str, options: Mapping[str, Mapping[str, Any]]) -> list[Planned]:
+    """Give the attacks named, in that order.
+
+    Raises
+    ------
+    UserError
+        If there is none, one is unknown, or one does not know the norm.
+    """
+    if not names:
+        raise UserError(
+            "RCV-E009", "no attack was named", "robust accuracy is measured by attacks", "--attacks fgsm,pgd"
+        )
+    for name in names:
+        if name not in ATTACKS:
+            raise unknown_name("attack", name, ATTACKS)
+        if norm not in norms_of(ATTACKS[name]):
+            raise UserError(
+                "RCV-E006",
+                f"{name} does not know the norm {norm}",
+                f"it works in {', '.join(norms_of(ATTACKS[name]))}",
+                f"leave it out, or choose --norm {norms_of(ATTACKS[name])[0]}",
+            )
+    return [Planned(name, ATTACKS[name], options.get(name, {})) for name in dict.fromkeys(names)]

@@ -1,0 +1,48 @@
+"""Robust accuracy from a plan to a figure one may believe: plan, probes, and escalation where a probe is raised."""
+
+from collections.abc import Sequence
+
+from robustcv.evaluation.probes import probe
+from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
+from robustcv.records import Check, Passes
+
+
+def measure(
+    job: Job,
+    plan: Sequence[Planned],
+    *,
+    eps: float,
+    sweep: Sequence[float] = (),
+    escalation: Sequence[Planned] = (),
+    suspicious: bool = False,
+) -> tuple[WorstCase, tuple[Check, ...]]:
+    """Run a plan, look for masked gradients, and run the escalation on what stands where they are found.
+
+    Parameters
+    ----------
+    eps, sweep
+        The headline, and further eps for the curve; probes and escalation run at the headline.
+    escalation
+        Attacks for the images left standing where a flag is raised; none: flags are only reported.
+    suspicious
+        Escalate whatever the probes say.
+
+    Returns
+    -------
+    tuple
+        The worst case over everything that was run, and the flags.
+    """
+    outcome = worst_case(job, plan, eps=eps, sweep=sweep)
+    probed = probe(job, outcome)
+    outcome = probed.outcome
+    if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):
+        more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")
+        outcome = merge(outcome, more)
+    return outcome, probed.flags
+
+
+def passes(outcome: WorstCase, flags: Sequence[Check], clean: int) -> Passes:
+    """Add up forward and backward passes: attacks, probes, and one forward pass for each clean image."""
+    forward = sum(each.forward for each in outcome.results) + sum(flag.forward for flag in flags)
+    backward = sum(each.backward for each in outcome.results) + sum(flag.backward for flag in flags)
+    return Passes(forward=forward + clean, backward=backward)

@@ -1,0 +1,145 @@
+"""Broken defences are seen through or flagged; honest classifiers are not."""
+
+import exact
+import numpy as np
+import pytest
+import torch
+from broken_defences import (
+    Coupled,
+    Noisy,
+    Probabilities,
+    Purifying,
+    Quantised,
+    Scaled,
+    Shattered,
+    Valley,
+)
+from conftest import Curved, make_images, make_linear
+from test_worst_case import CPU, job_for
+
+from robustcv.classifier import frozen
+from robustcv.data import ImageSet
+from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.plans import plan_for
+from robustcv.evaluation.preflight import preflight
+from robustcv.evaluation.robustness import measure
+
+SHAPE, EPS, N = (3, 8, 8), 0.012, 100
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return make_linear(10, SHAPE, seed=3, dtype=torch.float32)
+
+
+def labelled(model, n=N, shape=SHAPE, classes=10) -> ImageSet:
+    pixels = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return ImageSet(pixels, model(pixels).argmax(1), tuple("abcdefghij"[:classes]))
+
+
+def exact_share(linear, images: ImageSet, eps: float = EPS) -> float:
+    weights, bias = (part.detach().double().numpy() for part in (linear.weights, linear.bias))
+    flat = images.images.double().flatten(1).numpy()
+    stands = [exact.stands(weights, bias, x, int(y), eps, "linf") for x, y in zip(flat, images.labels, strict=True)]
+    return float(np.mean(stands))
+
+
+def audited(model, images, *, eps=EPS, escalate=False):
+    """Give robust accuracy and the checks that were raised, by the standard plan."""
+    with frozen(model):
+        job = job_for(model, images)
+        checks = preflight(
+            model, images, predict(model, images, batch_size=64, device=CPU), was_training=False, trained_on=None,
+            device=CPU,
+        )  # fmt: skip
+        escalation = plan_for("autoattack", "linf", {"square": {"queries": 1500}}) if escalate else []
+        outcome, flags = measure(job, plan_for("standard", "linf"), eps=eps, escalation=escalation)
+    raised = {check.check for check in (*checks, *flags) if check.status == "raised"}
+    return float(outcome.robust(eps).double().mean()), raised
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_honest_scales_are_exact_and_raise_nothing(linear, scale) -> None:
+    model = Scaled(linear, scale)
+    robust, raised = audited(model, labelled(linear))
+    assert raised == set()
+    assert robust == pytest.approx(exact_share(linear, labelled(linear)), abs=1e-9)
+
+
+def test_huge_logits_are_seen_through_and_flagged(linear) -> None:
+    images = labelled(linear)
+    robust, raised = audited(Scaled(linear, 1000.0), images)
+    assert robust == pytest.approx(exact_share(linear, images), abs=1e-9)
+    assert "zero gradient" in raised
+
+
+def test_probabilities_are_seen_through_and_flagged(linear) -> None:
+    images = labelled(linear)
+    robust, raised = audited(Probabilities(linear), images)
+    assert abs(robust - exact_share(linear, images)) <= 0.01
+    assert "logits" in raised
+
+
+@pytest.mark.slow
+def test_quantised_inputs_are_flagged_and_the_escalation_breaks_many(linear) -> None:
+    model = Quantised(linear)
+    images = labelled(model, 40)
+    plain, raised = audited(model, images)
+    assert "zero gradient" in raised
+    escalated, _ = audited(model, images, escalate=True)
+    assert escalated < plain - 0.1  # Square needs no gradient
+
+
+def test_shattered_gradients_are_flagged(linear) -> None:
+    model = Shattered(linear)
+    _, raised = audited(model, labelled(model))
+    assert "gradient agreement" in raised
+
+
+def test_randomness_is_flagged(linear) -> None:
+    assert "deterministic" in audited(Noisy(linear), labelled(linear))[1]
+
+
+def test_optimisation_inside_is_flagged(linear) -> None:
+    assert "no optimisation inside" in audited(Purifying(linear), labelled(linear))[1]
+
+
+def test_images_that_depend_on_their_batch_are_flagged(linear) -> None:
+    model = Coupled(linear)
+    assert "images apart" in audited(model, labelled(model))[1]
+
+
+def test_a_valley_that_one_step_leaps_over_is_found() -> None:
+    weights = torch.randn(192, generator=torch.Generator().manual_seed(1))
+    eps = 0.05
+    model = Valley(
+        weights, centre=-0.6 * eps * float(weights.abs().sum()), width=0.04 * float(weights.abs().sum()) * eps
+    )
+    pixels = make_images(100, SHAPE, dtype=torch.float32)
+    with torch.no_grad():
+        score = model.score(pixels)
+        images = ImageSet(pixels, torch.zeros(100).long(), ("a", "b")).take(
+            (score > model.centre + model.width).nonzero()[:, 0]
+        )
+        reach = model.score(images.images) - eps * float(weights.abs().sum())
+    stands = float((reach > model.centre + model.width).double().mean())
+    robust, raised = audited(model, images, eps=eps)
+    assert robust == pytest.approx(stands, abs=0.01)
+    assert raised == {"better than the majority class"}  # there is only one class
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
+def test_a_curved_classifier_raises_nothing(eps) -> None:
+    model = Curved()
+    images = labelled(model, 60, (3, 6, 5), 4)
+    _, raised = audited(model, images, eps=eps)
+    assert raised <= {"better than the majority class"}  # all images may be of one class
+
+
+def test_a_trained_network_raises_nothing(trained) -> None:
+    import robustcv as rc
+
+    model, images = rc.load_classifier(str(trained)), rc.load_images("digits", n=100)
+    for eps in (4 / 255, 16 / 255, 64 / 255):
+        assert audited(model, images, eps=eps)[1] == set()
