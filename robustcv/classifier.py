@@ -70,9 +70,11 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(requires_grad)
 
 
-def to_eight_bit(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Round to multiples of 1/255; gradients pass through unchanged."""
-    return images + ((images.detach() * 255).round() / 255 - images.detach())
+def to_eight_bit(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Round candidates to multiples of 1/255, towards the images, so that no norm grows; gradients pass unchanged."""
+    steps, slack = candidates.detach() * 255, 1e-3  # float32 holds 3/255 as a little less
+    rounded = torch.where(candidates > images, (steps + slack).floor(), (steps - slack).ceil()) / 255
+    return rounded + (candidates - candidates.detach())
 
 
 Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -94,7 +96,7 @@ class Tracked(nn.Module):
         ``judge(candidates, logits, rows) -> (broken, score)``: the caller's success rule (candidates outside the ball
         are not successes) and how close each candidate is to success (lower is closer, below 0 when broken).
     eight_bit
-        Round every candidate to 8 bits before it is asked about, judged and kept.
+        Round every candidate to 8 bits, towards its image, before it is asked about, judged and kept.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Tracked(nn.Module):
         self.classifier = classifier
         self.judge = judge
         n = len(images)
+        self.images = images
         self.best = images.clone()
         self.best_score = torch.full((n,), torch.inf, dtype=images.dtype, device=images.device)
         self.in_play: Bool[Tensor, " n"] = torch.ones(n, dtype=torch.bool, device=images.device)
@@ -137,7 +140,7 @@ class Tracked(nn.Module):
                 f"Tracked: {0 if rows is None else len(rows)} rows are in play but {len(candidates)} images were "
                 "queried; call rows_in_play(classifier, n) at the top of each step and query exactly those rows"
             )
-        candidates = to_eight_bit(candidates) if self.eight_bit else candidates
+        candidates = to_eight_bit(candidates, self.images[rows]) if self.eight_bit else candidates
         logits: Tensor = self.classifier(candidates)
         self.forwards[rows] += 1
         if logits.requires_grad:

@@ -272,6 +272,11 @@ class Record(_Frozen):
     options: dict[str, Any] = {}
     headline_eps: Annotated[float | None, Field(description="eps of the robust accuracy on the first screen")] = None
 
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All trust checks: those before the attacks, and the flags raised by what the attacks met."""
+        return (*self.preflight, *self.flags)
+
     def metric(self, name: str, **match: object) -> Metric | None:
         """Find the first metric of that name whose fields equal ``match``; None where it was not run."""
         return find_metric(self.metrics, name, **match)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 os.environ.setdefault("ROBUSTCV_CACHE", "")  # set to a temporary folder below; never the user's
 
 

@@ -75,13 +75,45 @@ def test_the_same_seed_gives_the_same_record_but_for_time(trained: Path) -> None
 
 
 def test_l2_and_method_options_are_passed_on(trained: Path) -> None:
-    run = rc.audit(str(trained), "digits", **{**QUICK, "eps": 0.5}, norm="l2", set={"pgd": {"steps": 3, "restarts": 2}})
+    run = rc.audit(
+        str(trained),
+        "digits",
+        **{**QUICK, "eps": 0.5},
+        norm="l2",
+        attacks=("pgd",),
+        set={"pgd": {"steps": 3, "restarts": 2}},
+    )
     assert {attack.norm for attack in run.attacks} == {"l2"}
     pgd = next(attack for attack in run.attacks if attack.name == "pgd")
     assert pgd.options == {"steps": 3, "restarts": 2} and pgd.max_distance <= 0.5 + 1e-6
     assert pgd.backward <= 6 * pgd.attempted
-    run = rc.audit(str(trained), "digits", **QUICK, set=["pgd.random_start=False", "pgd.step_size=2/255"])
+    run = rc.audit(
+        str(trained), "digits", **QUICK, attacks=("pgd",), set=["pgd.random_start=False", "pgd.step_size=2/255"]
+    )
     assert next(a for a in run.attacks if a.name == "pgd").options == {"random_start": False, "step_size": 2 / 255}
+
+
+def test_options_of_an_attack_that_does_not_run_are_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match="square does not run"):
+        rc.audit(str(trained), "digits", **QUICK, set={"square": {"queries": 10}})
+
+
+def test_effort_chooses_the_attacks_and_an_attack_that_lacks_the_norm_is_refused(trained: Path) -> None:
+    run = rc.audit(str(trained), "digits", **QUICK, effort="quick")
+    assert [each.name for each in run.attacks if each.reason == "plan"] == ["fgsm", "apgd"]
+    with pytest.raises(UserError, match="did you mean 'thorough'"):
+        rc.audit(str(trained), "digits", **QUICK, effort="through")
+    with pytest.raises(UserError, match="ddn does not know the norm linf"):
+        rc.audit(str(trained), "digits", **QUICK, attacks=("ddn",))
+    assert {flag.check for flag in run.flags} >= {"zero gradient", "gradient agreement", "black box wins"}
+
+
+def test_l0_and_l1_are_audited(trained: Path) -> None:
+    for norm, eps in (("l0", 6), ("l1", 4.0)):
+        run = rc.audit(str(trained), "digits", **{**QUICK, "eps": eps}, norm=norm)
+        assert run.metric("robust_accuracy", eps=eps).norm == norm
+    with pytest.raises(UserError, match=r"eps 2\.5 is outside what L0 allows"):
+        rc.audit(str(trained), "digits", **{**QUICK, "eps": 2.5}, norm="l0")
 
 
 def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def test_an_audit_writes_its_page_and_prints_the_path_last(capsys, trained: Path
 
 def test_the_config_of_a_run_repeats_it_and_flags_win(capsys, trained: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in "abc")
-    call(capsys, "audit", "--model", str(trained), *AUDIT, "--set", "pgd.steps=3", "-o", str(first))
+    call(capsys, "audit", "--model", str(trained), *AUDIT, "--set", "apgd.steps=3", "-o", str(first))
     config = str(first / "config.toml")
     assert call(capsys, "audit", "--config", config, "-q", "-o", str(second))[0] == 0
     records = [runs.load(folder) for folder in (first, second)]
-    assert records[0].metrics == records[1].metrics and records[0].attacks[1].options == {"steps": 3}
+    assert records[0].metrics == records[1].metrics and records[0].attacks[1].options["steps"] == 3
     assert "n = 30  # config" in (second / "config.toml").read_text()
     call(capsys, "audit", "--config", config, "-n", "20", "-q", "-o", str(third))
     assert runs.load(third).data.n == 20

@@ -13,7 +13,7 @@ from torch import nn
 
 from robustcv import runs
 from robustcv.attacks import ATTACKS
-from robustcv.classifier import frozen, rows_in_play, to_eight_bit
+from robustcv.classifier import frozen, rows_in_play
 from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.plans import EFFORTS, plan_for
@@ -301,12 +301,12 @@ def test_an_answer_that_is_not_a_number_counts_as_broken() -> None:
 def test_after_rounding_to_eight_bits_every_success_still_counts() -> None:
     model = make_linear(4, dtype=torch.float32)
     plain = image_set(model, 60)
-    images = replace(plain, images=to_eight_bit(plain.images))
+    images = replace(plain, images=(plain.images * 255).round() / 255)
     eps = 3.5 / 255  # no multiple of 1/255: only changes by three steps fit
     outcome = run(model, images, plan=plan_for("standard", "linf"), eps=eps, sweep=(), eight_bit=True)
     rows, best = outcome.candidates[eps]
     assert len(rows) > 3
-    assert torch.equal(to_eight_bit(best), best)
+    assert torch.equal((best * 255).round() / 255, best)
     assert ((best - images.images[rows]).abs() <= 3 / 255 + 1e-6).all()
     assert (model(best).argmax(1) != images.labels[rows]).all()
     free = run(model, images, plan=plan_for("standard", "linf"), eps=eps, sweep=())

@@ -415,7 +415,7 @@ def _attack_batch(
     for _ in range(2):  # once more for those whose success the second opinion did not share
         returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
         if job.eight_bit:
-            returned = to_eight_bit(returned)
+            returned = to_eight_bit(returned, clean)
         checked = _check(tracked, returned)
         checks += checked.forward
         if not tracked.doubt(checked.confirmed):

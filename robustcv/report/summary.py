@@ -52,7 +52,7 @@ def _audit_sentence(record: Record) -> str:
         text = f"{label} {numbers.percent(metric)} ({numbers.interval(metric)}) {word} the gate of {gate_at}"
         if gate.outcome != "passed":
             break
-    raised = [check for check in record.preflight if check.status == "raised"]
+    raised = [check for check in record.checks if check.status == "raised"]
     if raised:
         text += f", but {len(raised)} check{'s were' if len(raised) > 1 else ' was'} raised, so the figures may mislead"
     return text + "."
@@ -241,7 +241,7 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
 
 def checks(record: Record) -> tuple[tuple[str, str, str], ...]:
     """Give the checks as (status, sign and name, remark); of a comparison, those of both runs."""
-    every: list[tuple[str, Check]] = [("", check) for check in record.preflight]
+    every: list[tuple[str, Check]] = [("", check) for check in record.checks]
     if record.comparison is not None:
         for side in (record.comparison.a, record.comparison.b):
             every += [(f"{side.name}: ", check) for check in side.preflight if check.status != "pass"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.data import ImageSet
-from robustcv.errors import unknown_name
+from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.plans import plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
@@ -98,7 +98,7 @@ def audit(
         )
     error, bins = calibration(predictions, seed=options["seed"])
     metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome))
-    verdict, exit_code, judged_gates = judge_gates(gates, metrics, headline, checks)
+    verdict, exit_code, judged_gates = judge_gates(gates, metrics, headline, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = _verdicts(chosen, predictions, outcome)
     files["cases.jsonl"] = _successes(chosen, outcome)
     record = records.Record(
@@ -140,9 +140,22 @@ def _plans(
     options: Mapping[str, Any], method_options: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Planned], list[Planned]]:
     """Give the attacks to run, named or by effort, and those for the images left standing where a flag is raised."""
-    if options["attacks"] is not None:
-        return plan_of(options["attacks"], options["norm"], method_options), []
-    plan = plan_for(options["effort"], options["norm"], method_options)
+    named = options["attacks"] is not None
+    plan = (
+        plan_of(options["attacks"], options["norm"], method_options)
+        if named
+        else plan_for(options["effort"], options["norm"], method_options)
+    )
+    for name in method_options:
+        if name in ATTACKS and name not in {planned.name for planned in plan}:
+            raise UserError(
+                "RCV-E004",
+                f"{name} does not run here, so its options would do nothing",
+                f"the attacks of this audit are {', '.join(planned.name for planned in plan)}",
+                f"--attacks {name}, or leave --set {name}... out",
+            )
+    if named:
+        return plan, []
     escalates = options["effort"] in ("standard", "thorough")
     return plan, plan_for("autoattack", options["norm"]) if escalates else []
 

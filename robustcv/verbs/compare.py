@@ -39,7 +39,7 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
         stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
         pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
     label_a, label_b = names or _names(record_a, record_b, run_a, run_b)
-    raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.preflight)
+    raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.checks)
     files: dict[str, bytes] = {}
     side_a, side_b = _side(record_a, run_a, label_a, "a", files), _side(record_b, run_b, label_b, "b", files)
     record = records.Record(
@@ -153,7 +153,7 @@ def _side(record: records.Record, folder: Path, name: str, prefix: str, files: d
         attacks=record.attacks,
         classes=record.classes,
         passes=record.passes,
-        preflight=record.preflight,
+        preflight=record.checks,
         explanations=record.explanations,
         cases=cases,
     )

@@ -13,7 +13,7 @@ Files = Mapping[str, bytes]
 def findings(record: Record, files: Files) -> Section | None:
     """List what a reviewer should know first, worst first; each line is written by a rule with a number."""
     bullets: list[Bullet] = []
-    for check in record.preflight:
+    for check in record.checks:
         if check.status == "raised":
             bullets.append(Bullet(f"{check.check}: {check.figure}. Next: {check.fix}.", "RCV-F01"))
     for rule in (_weakest_class, _one_step_flatters, _stands_at_large_eps, _overconfident, _incomplete_maps, _traded):
@@ -40,12 +40,12 @@ def _weakest_class(record: Record) -> Bullet | None:
 
 
 def _one_step_flatters(record: Record) -> Bullet | None:
-    single = record.metric("robust_accuracy", eps=record.headline_eps, attack="fgsm")
+    single = next((each for each in record.metrics if each.name == "robust_accuracy" and each.attack is not None), None)
     worst = headline(record)
     if single is None or worst is None or single.count is None or worst.count is None or single.count == worst.count:
         return None
     gap = (single.count - worst.count) / worst.n
-    return Bullet(f"FGSM alone would overstate robustness by {100 * gap:.1f} pp", "RCV-F03", "curve")
+    return Bullet(f"{single.attack} alone would overstate robustness by {100 * gap:.1f} pp", "RCV-F03", "threat")
 
 
 def _stands_at_large_eps(record: Record) -> Bullet | None:

@@ -12,17 +12,15 @@ FEW_CLASSES, MANY_CLASSES = 12, 50
 
 
 def curve(record: Record, files: Files) -> Section | None:
-    """Draw robust accuracy over eps: each attack alone and the worst case, or the worst cases of two runs."""
+    """Draw robust accuracy over eps: the worst case over all attacks, or the worst cases of two runs."""
     if record.comparison is not None:
         a, b = record.comparison.a, record.comparison.b
-        series = {side.name: _with_clean(side.metrics, None) for side in (a, b)}
+        series = {side.name: _with_clean(side.metrics) for side in (a, b)}
         attacks = sorted({each.name for side in (a, b) for each in side.attacks})
         classes = len(b.classes)
     else:
         attacks = list(dict.fromkeys(each.name for each in record.attacks))
-        alone: dict[str | None, str] = {name: f"{name} alone" for name in attacks} if len(attacks) > 1 else {}
-        names = {**alone, None: "worst case"}  # drawn last, on top
-        series = {label: _with_clean(record.metrics, name) for name, label in names.items()}
+        series = {"worst case": _with_clean(record.metrics)}
         classes = len(record.classes)
     series = {name: metrics for name, metrics in series.items() if len(metrics) > 1}
     if not series:
@@ -65,8 +63,8 @@ def curve(record: Record, files: Files) -> Section | None:
     return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
 
 
-def _with_clean(metrics: tuple[Metric, ...], attack: str | None) -> list[Metric]:
-    robust = [each for each in metrics if each.name == "robust_accuracy" and each.attack == attack]
+def _with_clean(metrics: tuple[Metric, ...]) -> list[Metric]:
+    robust = [each for each in metrics if each.name == "robust_accuracy" and each.attack is None]
     clean = [each for each in metrics if each.name == "clean_accuracy"]
     return [*clean, *sorted(robust, key=lambda each: each.eps or 0)]
 
@@ -138,6 +136,21 @@ def _heat_cell(count: int | None, n: int) -> Cell:
     return Cell(numbers.share(count / n, n), number=True, background=background, colour=colour)
 
 
+def _first_alone(record: Record) -> tuple[tuple[str, str], ...]:
+    """Tell what the first, cheapest attack alone would have claimed."""
+    metric = next((each for each in record.metrics if each.attack is not None), None)
+    if metric is None:
+        return ()
+    return ((f"{metric.attack} alone", f"{numbers.percent(metric)} ({numbers.interval(metric)}) would seem robust"),)
+
+
+def _how(attack: AttackResult) -> str:
+    """Tell an attack's options, and why it ran where that was not the plan."""
+    options = numbers.plain(attack.options) if attack.options else ""
+    why = {"plan": "", "probe": "probe", "escalation": "escalation: a check was raised"}[attack.reason]
+    return " · ".join(part for part in (why, options) if part)
+
+
 def threat_model(record: Record, files: Files) -> Section | None:
     """State the threat model, the attacks as run, and what they cost."""
     sides: list[Side | Record] = [record] if record.comparison is None else [record.comparison.a, record.comparison.b]
@@ -153,6 +166,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
             "a wrong answer, confirmed by a second forward pass of the plain model, inside the ball and the box",
         ),
         ("headline", numbers.eps_long(record.headline_eps or 0.0, norm)),
+        *_first_alone(record),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
         ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
     )
@@ -164,7 +178,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
             measured = "none attacked" if each.max_distance is None else f"{each.max_distance:.5f}"
             rows.append(
                 (
-                    Cell(f"{prefix}{each.name}", numbers.plain(each.options) if each.options else ""),
+                    Cell(f"{prefix}{each.name}", _how(each)),
                     Cell(numbers.threat(each.eps, each.norm)),
                     Cell(f"{each.attempted:,}", number=True),
                     Cell(f"{each.broken:,}", number=True),
@@ -184,6 +198,6 @@ def threat_model(record: Record, files: Files) -> Section | None:
         "backward passes",
         "time",
     )
-    subtitle = "an image broken at a smaller eps counts as broken at a larger one, and is not attacked again"
+    subtitle = "each attack sees what the ones before it left; an image is left alone from the moment it is broken"
     tables = (facts, Table(headers, tuple(rows), caption="Attacks as run"))
     return Section("threat", "Threat model", subtitle, tables, "Threat model")
