@@ -65,6 +65,7 @@ def train(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
     described = {"architecture": architecture, "data": data, "eps": eps, "attack": attack, "epochs": epochs,
+                 "size": images.shape[-1],
                  "selected_epoch": fitted.selected_epoch, "seconds": round(time.perf_counter() - start)}  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(described))
     print(name, described, vars(fitted.epochs[-1]), flush=True)
@@ -73,9 +74,9 @@ def train(name: str, folder: Path) -> None:
 def read(name: str, folder: Path) -> nn.Module:
     """Rebuild a trained model, in eval mode."""
     weights = load_file(folder / f"{name}.safetensors")
-    architecture, data = MODELS[name][:2]
-    channels, size = (3, 32) if data == CIFAR else (1, 28)
-    model = build(architecture, classes=10, size=size, channels=channels)
+    architecture = MODELS[name][0]
+    size = json.loads((folder / f"{name}.json").read_text()).get("size") or images_of(name, "test").shape[-1]
+    model = build(architecture, classes=10, size=size, channels=weights["mean"].shape[1])
     model.load_state_dict(weights)
     return model.to(memory_format=torch.channels_last).eval()
 

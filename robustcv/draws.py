@@ -71,3 +71,24 @@ def normal(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) 
     """Draw standard normal numbers, ``shape`` of them for each image (Box and Muller 1958)."""
     radius = torch.sqrt(-2 * torch.log1p(-uniform(seeds, shape, 2 * stream)))
     return radius * torch.cos(2 * math.pi * uniform(seeds, shape, 2 * stream + 1))
+
+
+def fill(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], kind: str, stream: int = 0) -> Float[Tensor, "n ..."]:
+    """Draw many numbers for each image from a generator of its own: faster than counting, for whole pictures of noise.
+
+    The numbers depend on the seed, the stream and the kind of device; not on the batch.
+
+    Parameters
+    ----------
+    kind
+        ``uniform`` on [0, 1) or ``normal``.
+    """
+    out = torch.empty(len(seeds), *shape, device=seeds.device)
+    generator = torch.Generator(seeds.device)
+    for picture, seed in zip(out, _splitmix(seeds + _wrap((stream + 1) * _GOLDEN)).tolist(), strict=True):
+        generator.manual_seed(seed)
+        if kind == "uniform":
+            picture.uniform_(generator=generator)
+        else:
+            picture.normal_(generator=generator)
+    return out
