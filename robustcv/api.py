@@ -70,6 +70,7 @@ def audit(
     effort: str = "standard",
     attacks: Sequence[str] | None = None,
     eight_bit: bool = False,
+    eot: int = 1,
     explain: Sequence[str] = ("integrated_gradients",),
     cases: int = 16,
     set: MethodOptions = (),
@@ -118,6 +119,8 @@ def audit(
         Attacks to run instead, in that order; `robustcv list attacks`.
     eight_bit
         Count a success only if the image still fools the model after rounding to 8 bits.
+    eot
+        Average the logits of a model with random answers over this many draws, in attacks and in judging them.
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
     cases
@@ -474,7 +477,15 @@ def _run(
 
 def _require_counts(options: Mapping[str, Any]) -> None:
     """Refuse counts that would make a run empty."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("n", 1), ("resize", 1), ("cases", 0), ("steps", 1)):
+    for name, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("n", 1),
+        ("resize", 1),
+        ("cases", 0),
+        ("steps", 1),
+        ("eot", 1),
+    ):
         value = options.get(name)
         if value is not None and value < least:
             raise UserError(

@@ -105,6 +105,7 @@ class Tracked(nn.Module):
         super().__init__()
         self.eight_bit = eight_bit
         self.classifier = classifier
+        self.samples = int(getattr(classifier, "samples", 1))  # an averaging wrapper spends more passes on a query
         self.judge = judge
         n = len(images)
         self.images = images
@@ -142,7 +143,7 @@ class Tracked(nn.Module):
             )
         candidates = to_eight_bit(candidates, self.images[rows]) if self.eight_bit else candidates
         logits: Tensor = self.classifier(candidates)
-        self.forwards[rows] += 1
+        self.forwards[rows] += self.samples
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(rows))
         with torch.no_grad():
@@ -154,7 +155,7 @@ class Tracked(nn.Module):
         return logits
 
     def _count_backward(self, rows: Tensor) -> None:
-        self.backwards[rows] += 1
+        self.backwards[rows] += self.samples
 
 
 def rows_in_play(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> Int64[Tensor, " m"]:

@@ -13,6 +13,7 @@ from robustcv.attacks.deepfool import deepfool
 from robustcv.attacks.fab import fab
 from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.fmn import fmn
+from robustcv.attacks.foolbox_bridge import FOOLBOX, foolbox_attack
 from robustcv.attacks.mi_fgsm import mi_fgsm
 from robustcv.attacks.pgd import pgd
 from robustcv.attacks.square import square
@@ -28,6 +29,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "ddn": ddn,
     "fmn": fmn,
     "fab": fab,
+    **{f"foolbox-{name}": foolbox_attack(name) for name in FOOLBOX},
 }
 
 

@@ -109,7 +109,7 @@ def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
     with torch.no_grad():
         first, second = classifier(batch), classifier(batch)
     gap = float((first - second).abs().max())
-    fix = "an attack against a random model must average over its randomness; the figures here are too high"
+    fix = "average over the model's randomness, with --eot 20; without that the figures are too high"
     return _check(
         "deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix
     )

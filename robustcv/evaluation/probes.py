@@ -117,8 +117,8 @@ def _gradients(job: Job, sample: Bool[Tensor, " n"]) -> tuple[Check, Check]:
             f"mean cosine {agreement:.2f} over {n} images, at points within half an 8-bit step",
             f"{AGREEMENT}",
             "Andriushchenko and Flammarion 2020; Pintor et al. 2022, indicator 2",
-            2 * n,
-            2 * n,
+            2 * n * job.samples,
+            2 * n * job.samples,
         ),
     )
 

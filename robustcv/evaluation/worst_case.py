@@ -128,6 +128,11 @@ class Job:
     eight_bit: bool = False
     advance: Advance = field(default=lambda _: None)
 
+    @property
+    def samples(self) -> int:
+        """Passes that one query costs: more than one for a classifier that averages over its randomness."""
+        return int(getattr(self.classifier, "samples", 1))
+
     def kept(self) -> Bool[Tensor, " n"]:
         """Mark the images to remember."""
         none = torch.zeros(len(self.images), dtype=torch.bool)
@@ -360,7 +365,7 @@ def _attack(
         extra = 0
         if in_turn and ranked is None:
             ranks.append(_rank(job, batch))
-            targets, extra = ranks[-1][:, round_number], len(batch)
+            targets, extra = ranks[-1][:, round_number], len(batch) * job.samples
         elif in_turn and ranked is not None:
             places = torch.searchsorted(block, batch)
             if round_number >= ranked.shape[1]:
@@ -452,11 +457,11 @@ def _check(tracked: Tracked, returned: Tensor) -> _Checked:
     candidates = torch.where(_wide(tracked.broken), tracked.best, returned)
     with torch.no_grad():
         confirmed, score = tracked.judge(candidates, tracked.classifier(candidates), everyone)
-        forward = len(returned)
+        forward = len(returned) * tracked.samples
         fresh = (confirmed & tracked.in_play).nonzero().squeeze(1)
         if len(fresh):
             again, _ = tracked.judge(candidates[fresh], tracked.classifier(candidates[fresh]), fresh)
-            confirmed[fresh], forward = again, forward + len(fresh)
+            confirmed[fresh], forward = again, forward + len(fresh) * tracked.samples
     closer = score < tracked.best_score
     tracked.best_score = torch.where(closer, score.to(tracked.best_score), tracked.best_score)
     tracked.in_play &= ~confirmed

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
+from robustcv.attacks.wrappers import Eot
 from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
@@ -67,7 +68,8 @@ def audit(
     state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))
     run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
     was_training = loaded.classifier.training
-    with judged(loaded.classifier) as classifier:
+    with judged(loaded.classifier) as plain:
+        classifier = plain if options["eot"] == 1 else Eot(plain, options["eot"]).eval()
         predictions = _predict(classifier, chosen, device, options["batch_size"], progress)
         checks = preflight(
             classifier,
@@ -111,7 +113,7 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=passes(outcome, flags, len(chosen)),
+        passes=passes(outcome, flags, len(chosen) * options["eot"]),
         preflight=checks,
         flags=flags,
         classes=_classes(chosen, predictions, outcome.robust(headline)),
