@@ -71,6 +71,7 @@ def audit(
     attacks: Sequence[str] | None = None,
     eight_bit: bool = False,
     eot: int = 1,
+    also: Sequence[str] = (),
     explain: Sequence[str] = ("integrated_gradients",),
     cases: int = 16,
     set: MethodOptions = (),
@@ -121,6 +122,8 @@ def audit(
         Count a success only if the image still fools the model after rounding to 8 bits.
     eot
         Average the logits of a model with random answers over this many draws, in attacks and in judging them.
+    also
+        Threats beyond norm balls to measure too: corruptions (15 of them at 5 severities), spatial, patch.
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
     cases

@@ -21,7 +21,7 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_COMMAS = ("attacks", "explain", "method", "augment")
+_COMMAS = ("attacks", "also", "explain", "method", "augment")
 _WORDS = ("eps", "set", "fail_under", "names")
 
 
@@ -183,7 +183,7 @@ def demo(
 
 
 def list_names(kind: str | None = None, /) -> int:
-    """Show what there is: attacks, explainers, datasets, architectures, objectives.
+    """Show what there is: attacks, corruptions, explainers, datasets, architectures, objectives.
 
     Parameters
     ----------
@@ -191,6 +191,7 @@ def list_names(kind: str | None = None, /) -> int:
         One of these; all of them where not given.
     """
     from robustcv.attacks import ATTACKS
+    from robustcv.attacks.corruptions import CORRUPTIONS
     from robustcv.data import DATASETS
     from robustcv.explainers import EXPLAINERS
     from robustcv.models import ARCHITECTURES
@@ -198,6 +199,7 @@ def list_names(kind: str | None = None, /) -> int:
 
     every: dict[str, dict[str, Any]] = {
         "attacks": ATTACKS,
+        "corruptions": CORRUPTIONS,
         "explainers": EXPLAINERS,
         "datasets": DATASETS,
         "architectures": ARCHITECTURES,

@@ -233,6 +233,30 @@ class Comparison(_Frozen):
     forced: bool = False
 
 
+class CorruptionRow(_Frozen):
+    """Right answers under one corruption at one severity."""
+
+    name: str
+    severity: int
+    n: int
+    correct: int
+
+
+class OtherThreat(_Frozen):
+    """What a threat other than a norm ball did to the images that are right when clean."""
+
+    name: Literal["spatial", "patch"]
+    options: dict[str, Any]
+    attempted: int
+    broken: int
+    control_broken: int | None = None
+    control: str | None = None
+    forward: int
+    backward: int
+    seconds: float
+    file: str | None = Field(default=None, description="the patch, to print")
+
+
 class Environment(_Frozen):
     """Where and when a run was made."""
 
@@ -265,6 +289,8 @@ class Record(_Frozen):
     classes: tuple[ClassRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
     explanations: tuple[ExplainerResult, ...] = ()
+    corruptions: tuple[CorruptionRow, ...] = ()
+    others: tuple[OtherThreat, ...] = ()
     cases: tuple[Case, ...] = ()
     training: Training | None = None
     comparison: Comparison | None = None

@@ -248,3 +248,24 @@ def test_training_from_python_gives_the_classifier(tmp_path: Path) -> None:
     assert run.classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(UserError, match="no augmentation called 'filp'"):
         rc.train(images, epochs=1, augment=["filp"], quiet=True)
+
+
+def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "set": {"patch": {"steps": 20, "size": 0.4}, "spatial": {"angles": 5, "places": 3}}}
+    run = rc.audit(str(trained), "digits", **options, also=("corruptions", "spatial", "patch"), out=tmp_path / "run")
+    assert len(run.corruptions) == 75 and {row.severity for row in run.corruptions} == {1, 2, 3, 4, 5}
+    error = run.metric("mean_corruption_error")
+    assert error.value == pytest.approx(1 - sum(row.correct for row in run.corruptions) / (75 * 40))
+    assert error.low <= error.value <= error.high
+    spatial, patch = run.others
+    clean = run.metric("clean_accuracy").count
+    assert run.metric("spatial_accuracy").count == clean - spatial.broken and spatial.attempted == clean
+    assert run.metric("patch_accuracy").count == clean - patch.broken and patch.control_broken is not None
+    assert run.files["evidence/patch.png"].startswith(b"\x89PNG")
+    page = run.page.read_text()
+    assert "Beyond norm balls" in page and "gaussian noise" in page
+    plain = rc.audit(str(trained), "digits", **QUICK)
+    assert plain.metric("robust_accuracy") == run.metric("robust_accuracy")
+    images = rc.load_images("digits", n=10)
+    with pytest.raises(UserError, match="training images of its own"):
+        rc.audit(rc.load_classifier(str(trained)), images, **QUICK, also=("patch",))

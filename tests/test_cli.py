@@ -212,7 +212,7 @@ def test_an_audit_survives_being_killed(trained: Path, tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run([*COMMAND, *arguments, "-o", str(straight)], check=True, capture_output=True)
     process = subprocess.Popen([*COMMAND, *arguments, "-o", str(killed)])
-    while len(list((killed / "state").glob("attack-pgd*"))) < 3:
+    while len(list((killed / "state").glob("plan-apgd*"))) < 3:
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()

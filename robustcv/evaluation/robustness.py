@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from robustcv.evaluation.probes import probe
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
-from robustcv.records import Check, Passes
+from robustcv.records import Check, OtherThreat, Passes
 
 
 def measure(
@@ -41,8 +41,8 @@ def measure(
     return outcome, probed.flags
 
 
-def passes(outcome: WorstCase, flags: Sequence[Check], clean: int) -> Passes:
-    """Add up forward and backward passes: attacks, probes, and one forward pass for each clean image."""
-    forward = sum(each.forward for each in outcome.results) + sum(flag.forward for flag in flags)
-    backward = sum(each.backward for each in outcome.results) + sum(flag.backward for flag in flags)
+def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat], clean: int) -> Passes:
+    """Add up forward and backward passes: attacks, checks, other threats, and those on clean or corrupted images."""
+    forward = sum(each.forward for each in outcome.results) + sum(each.forward for each in others)
+    backward = sum(each.backward for each in outcome.results) + sum(each.backward for each in others)
     return Passes(forward=forward + clean, backward=backward)

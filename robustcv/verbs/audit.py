@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,22 @@ from torch import Tensor, nn
 
 from robustcv import records, runs
 from robustcv.attacks import ATTACKS
+from robustcv.attacks.patch import train_patch
+from robustcv.attacks.spatial import spatial
 from robustcv.attacks.wrappers import Eot
 from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
+from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
 from robustcv.evaluation.plans import plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
+from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
-from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases
+from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
 from robustcv.verbs.gates import judge_gates, parse_gates
 from robustcv.verbs.prepare import (
     Clock,
@@ -48,7 +53,10 @@ def audit(
     """Audit a classifier; ``options`` are the keyword arguments of `robustcv.audit`, all of them."""
     clock = Clock()
     headline, sweep = parse_sweep(options["eps"], options["norm"], sweep=options["sweep"])
-    method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS})
+    for name in options["also"]:
+        if name not in ALSO:
+            raise unknown_name("threat", name, ALSO)
+    method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS, "spatial": spatial, "patch": train_patch})
     plan, escalation = _plans(options, method_options)
     for name in options["explain"]:
         if name not in EXPLAINERS:
@@ -94,12 +102,14 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation)
+        beyond = _beyond(job, options, method_options, images, loaded, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(
             classifier, drawn, options["explain"], method_options, progress=progress, **run
         )
     error, bins = calibration(predictions, seed=options["seed"])
-    metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome))
+    metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome), *beyond.metrics)
+    files |= beyond.files
     verdict, exit_code, judged_gates = judge_gates(gates, metrics, headline, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = _verdicts(chosen, predictions, outcome)
     files["cases.jsonl"] = _successes(chosen, outcome)
@@ -113,9 +123,11 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=passes(outcome, flags, len(chosen) * options["eot"]),
+        passes=passes(outcome, (*flags, *beyond.others), len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]),
         preflight=checks,
         flags=flags,
+        corruptions=beyond.corruptions,
+        others=beyond.others,
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,
@@ -160,6 +172,82 @@ def _plans(
         return plan, []
     escalates = options["effort"] in ("standard", "thorough")
     return plan, plan_for("autoattack", options["norm"]) if escalates else []
+
+
+@dataclass(frozen=True)
+class _Beyond:
+    """What was measured beside norm balls."""
+
+    corruptions: tuple[records.CorruptionRow, ...] = ()
+    others: tuple[records.OtherThreat, ...] = ()
+    metrics: tuple[records.Metric, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat}
+
+
+def _beyond(
+    job: Job,
+    options: Mapping[str, Any],
+    method_options: Mapping[str, Mapping[str, Any]],
+    images: Any,
+    loaded: Loaded,
+    progress: Progress,
+) -> _Beyond:
+    """Measure the other threats asked for."""
+    rows: tuple[records.CorruptionRow, ...] = ()
+    others: list[records.OtherThreat] = []
+    metrics: list[records.Metric] = []
+    files: dict[str, bytes] = {}
+    n = len(job.images)
+    for name in options["also"]:
+        with progress.stage(name, n * (75 if name == "corruptions" else 1)) as advance:
+            if name == "corruptions":
+                rows, found = corruption_errors(job, advance=advance)
+                metrics += found
+            elif name == "spatial":
+                threat, metric = spatial_threat(job, method_options.get("spatial", {}), advance=advance)
+                others.append(threat)
+                metrics.append(metric)
+            else:
+                train = _training_images(images, options, loaded, job.device, progress)
+                threat, metric, patch = patch_threat(job, train, method_options.get("patch", {}), advance=advance)
+                others.append(threat)
+                metrics.append(metric)
+                assert threat.file is not None
+                files[threat.file] = to_printable_png(patch, method_options.get("patch", {}).get("shape", "square"))
+    return _Beyond(rows, tuple(others), tuple(metrics), files)
+
+
+PATCH_IMAGES = 1000
+
+
+def _training_images(
+    images: Any, options: Mapping[str, Any], loaded: Loaded, device: torch.device, progress: Progress
+) -> ImageSet:
+    """Take the images a patch is trained on: of the training split, never those it is judged on."""
+    if not isinstance(images, str) or options["split"] == "train":
+        raise UserError(
+            "RCV-E086",
+            "a patch needs training images of its own",
+            "trained on the images it is judged on, it would look stronger than it is",
+            "audit a data set by name or folder, with --split test; or call attacks.patch.train_patch",
+        )
+    chosen, _ = take_images(
+        images,
+        None,
+        split="train",
+        data_dir=options["data_dir"],
+        resize=options["resize"],
+        n=PATCH_IMAGES,
+        seed=options["seed"],
+        loaded=loaded,
+        device=device,
+        progress=progress,
+        at_most=True,
+    )
+    return chosen
 
 
 def _classes(images: ImageSet, predictions: Predictions, robust: Tensor) -> tuple[records.ClassRow, ...]:

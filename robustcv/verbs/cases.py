@@ -196,3 +196,20 @@ def to_png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def to_printable_png(patch: Tensor, shape: str) -> bytes:
+    """Write a patch ``c p p`` large enough to print: at least 900 pixels, round ones with a transparent rim."""
+    from PIL import Image
+
+    times = -(-900 // patch.shape[-1])
+    large = patch.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    if shape == "square":
+        return to_png(large)
+    line = torch.linspace(-1, 1, large.shape[-1])
+    inside = ((line[:, None] ** 2 + line**2 <= 1) * 255).byte()
+    colour = large.expand(3, *large.shape[1:]) if large.shape[0] == 1 else large
+    pixels = torch.cat([(colour * 255).round().byte(), inside[None]]).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from robustcv.records import Record
 from robustcv.report.blocks import Section
+from robustcv.report.sections.beyond import beyond
 from robustcv.report.sections.comparison import changes, paired
 from robustcv.report.sections.evidence import calibration, cases, explanations, training
 from robustcv.report.sections.findings import findings, limits
@@ -16,6 +17,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "limits": limits,
     "paired": paired,
     "classes": classes,
+    "beyond": beyond,
     "cases": cases,
     "explanations": explanations,
     "calibration": calibration,

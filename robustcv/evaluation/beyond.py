@@ -1,0 +1,153 @@
+"""Beyond norm balls: corruptions, rotations and shifts, patches; each a threat model of its own, never mixed."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustcv import draws, stats
+from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
+from robustcv.attacks.patch import apply_patch, train_patch
+from robustcv.attacks.spatial import spatial
+from robustcv.classifier import Tracked
+from robustcv.data import ImageSet
+from robustcv.evaluation.accuracy import proportion
+from robustcv.evaluation.worst_case import Job
+from robustcv.records import CorruptionRow, Metric, OtherThreat
+from robustcv.runtime import Advance
+
+SEVERITIES = (1, 2, 3, 4, 5)
+PLACED = ("size", "shape", "degrees", "scale")  # what training a patch and putting it on have in common
+
+
+def corruption_errors(
+    job: Job, names: Sequence[str] = COMMON, *, advance: Advance = lambda _: None
+) -> tuple[tuple[CorruptionRow, ...], tuple[Metric, ...]]:
+    """Count right answers under each corruption at five severities: one forward pass an image and cell.
+
+    The mean corruption error is the mean error over all cells (Hendrycks and Dietterich 2019, equation 1, without
+    their baseline, as is usual on CIFAR-10-C); its interval is a bootstrap over images.
+    """
+    rows, right = [], []
+    for name in names:
+        for severity in SEVERITIES:
+            correct = _corrupted(job, name, CORRUPTIONS[name], severity)
+            right.append(correct)
+            rows.append(CorruptionRow(name=name, severity=severity, n=len(correct), correct=int(correct.sum())))
+            advance(len(correct))
+    errors = 1 - np.stack([each.numpy() for each in right]).mean(0)
+    low, high = stats.bootstrap(lambda values: float(values.mean()), errors, seed=job.seed)
+    metric = Metric(
+        name="mean_corruption_error",
+        n=len(errors),
+        value=float(errors.mean()),
+        low=low,
+        high=high,
+        method="bootstrap over images, 1,000 resamples",
+    )
+    return tuple(rows), (metric,)
+
+
+def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: int) -> Bool[Tensor, " n"]:
+    """Answer one corrupted copy of all images, or read the answers of an interrupted run."""
+    key = f"corruption-{name}-{severity}"
+    if (saved := job.state.load_arrays(key)) is not None:
+        return torch.from_numpy(saved["correct"].copy())
+    seeds = draws.image_seeds(job.seed, job.images.hashes, key)
+    parts, done = [], 0
+    for batch, labels in job.images.batches(job.batch_size):
+        own = seeds[done : done + len(batch)].to(job.device)
+        done += len(batch)
+        with torch.no_grad():
+            logits = job.classifier(corrupt(batch.to(job.device), severity=severity, seeds=own))
+        parts.append((logits.argmax(1).cpu() == labels) & logits.isfinite().all(1).cpu())
+    correct = torch.cat(parts)
+    job.state.save_arrays(key, {"correct": correct.numpy()})
+    return correct
+
+
+def spatial_threat(
+    job: Job, options: Mapping[str, Any], *, advance: Advance = lambda _: None
+) -> tuple[OtherThreat, Metric]:
+    """Search rotations and shifts for every image that is right when clean."""
+    started = time.monotonic()
+    correct = job.predictions.correct.clone()
+    rows = correct.nonzero().squeeze(1)
+    forward = backward = 0
+    for batch in rows.split(job.batch_size):
+        chosen = job.images.take(batch)
+        clean, labels = next(chosen.batches(len(batch)))
+        clean, labels = clean.to(job.device), labels.to(job.device)
+
+        def judge(candidates: Tensor, logits: Tensor, rows: Tensor, labels: Tensor = labels) -> tuple[Tensor, Tensor]:
+            wrong = (logits.argmax(1) != labels[rows]) | ~logits.isfinite().all(1)
+            return wrong, torch.where(wrong, -1.0, 1.0).to(candidates)
+
+        tracked = Tracked(job.classifier, clean, judge)
+        seeds = draws.image_seeds(job.seed, chosen.hashes, "spatial").to(job.device)
+        spatial(tracked, clean, labels, seeds=seeds, **options)
+        with torch.no_grad():  # the plain classifier is asked again about what fooled it
+            confirmed = job.classifier(tracked.best).argmax(1) != labels
+        correct[batch] = ~(tracked.broken & confirmed).cpu()
+        forward += int(tracked.forwards.sum()) + len(batch) * job.samples
+        backward += int(tracked.backwards.sum())
+        advance(len(batch))
+    metric = proportion("spatial_accuracy", correct, bound="upper", attack="spatial")
+    threat = OtherThreat(
+        name="spatial",
+        options=dict(options),
+        attempted=len(rows),
+        broken=len(rows) - int(correct.sum()),
+        forward=forward,
+        backward=backward,
+        seconds=time.monotonic() - started,
+    )
+    return threat, metric
+
+
+def patch_threat(
+    job: Job, train: ImageSet, options: Mapping[str, Any], *, advance: Advance = lambda _: None
+) -> tuple[OtherThreat, Metric, Float[Tensor, "c p p"]]:
+    """Train one patch on training images and put it on every image judged; beside it a grey one, as a control.
+
+    What the grey patch breaks it breaks by covering; the rest is the attack's.
+    """
+    started = time.monotonic()
+    pixels, labels = next(train.batches(len(train)))
+    seeds = draws.image_seeds(job.seed, train.hashes, "patch").to(job.device)
+    patch = train_patch(job.classifier, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
+    placed = {name: options[name] for name in PLACED if name in options}
+    stands, covered = (_under(job, sticker, placed) for sticker in (patch, torch.full_like(patch, 0.5)))
+    advance(len(stands))
+    right = job.predictions.correct
+    steps, batch = int(options.get("steps", 200)), min(int(options.get("batch_size", 64)), len(train))
+    threat = OtherThreat(
+        name="patch",
+        options=dict(options),
+        attempted=int(right.sum()),
+        broken=int((right & ~stands).sum()),
+        control_broken=int((right & ~covered).sum()),
+        control="the same places under a grey patch",
+        forward=(steps * batch + 2 * len(stands)) * job.samples,
+        backward=steps * batch * job.samples,
+        seconds=time.monotonic() - started,
+        file="evidence/patch.png",
+    )
+    return threat, proportion("patch_accuracy", right & stands, bound="upper", attack="patch"), patch.cpu()
+
+
+def _under(job: Job, patch: Tensor, placed: Mapping[str, Any]) -> Bool[Tensor, " n"]:
+    """Tell which images are right with a patch somewhere on them."""
+    seeds = draws.image_seeds(job.seed, job.images.hashes, "patch places")
+    parts, done = [], 0
+    for batch, labels in job.images.batches(job.batch_size):
+        own = seeds[done : done + len(batch)].to(job.device)
+        done += len(batch)
+        with torch.no_grad():
+            shown = apply_patch(batch.to(job.device), patch, seeds=own, **placed)
+            parts.append(job.classifier(shown).argmax(1).cpu() == labels)
+    return torch.cat(parts)

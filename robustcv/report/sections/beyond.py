@@ -1,0 +1,70 @@
+"""Beyond norm balls: accuracy under corruptions, rotations and shifts, and patches."""
+
+from collections.abc import Mapping
+
+from robustcv.records import CorruptionRow, OtherThreat, Record
+from robustcv.report import images, numbers
+from robustcv.report.blocks import Block, Cell, Gallery, Item, Picture, Section, Strip, Table
+
+Files = Mapping[str, bytes]
+
+
+def beyond(record: Record, files: Files) -> Section | None:
+    """Tabulate what other threats did; each is a threat model of its own, and none enters the worst case."""
+    blocks: list[Block] = []
+    if record.others:
+        blocks.append(_threats(record))
+    blocks += [_patch(threat, files) for threat in record.others if threat.file and threat.file in files]
+    if record.corruptions:
+        blocks.append(_corruptions(record.corruptions))
+    if not blocks:
+        return None
+    error = record.metric("mean_corruption_error")
+    parts = ["never mixed with the worst case above"]
+    if error is not None:
+        parts.append(f"mean corruption error {numbers.percent(error)} ({numbers.interval(error)})")
+    return Section("beyond", "Beyond norm balls", " · ".join(parts), tuple(blocks), "Other threats")
+
+
+def _threats(record: Record) -> Table:
+    rows = []
+    for threat in record.others:
+        metric = record.metric(f"{threat.name}_accuracy")
+        control = "" if threat.control_broken is None else f"{threat.control}: {threat.control_broken:,} broken"
+        rows.append(
+            (
+                Cell(threat.name, numbers.plain(threat.options) if threat.options else ""),
+                Cell(numbers.percent(metric), "" if metric is None else numbers.interval(metric), number=True),
+                Cell(f"{threat.broken:,} of {threat.attempted:,}", control, number=True),
+                Cell(f"{threat.forward:,}", number=True),
+                Cell(f"{threat.backward:,}", number=True),
+                Cell(numbers.duration(threat.seconds), number=True),
+            )
+        )
+    headers = ("threat", "right under it (upper bound)", "broken", "forward passes", "backward passes", "time")
+    return Table(headers, tuple(rows), caption="Rotations, shifts and patches")
+
+
+def _patch(threat: OtherThreat, files: Files) -> Gallery:
+    assert threat.file is not None
+    uri = images.data_uri(images.decode(files[threat.file]))
+    picture = Picture(uri, "the trained patch", f"to print: {threat.file}")
+    return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=5)
+
+
+def _corruptions(cells: tuple[CorruptionRow, ...]) -> Table:
+    names = list(dict.fromkeys(each.name for each in cells))
+    severities = sorted({each.severity for each in cells})
+    rows = []
+    for name in names:
+        own = {each.severity: each for each in cells if each.name == name}
+        heat = [_heat(own[severity]) for severity in severities]
+        mean = sum(each.correct for each in own.values()) / sum(each.n for each in own.values())
+        rows.append((Cell(name.replace("_", " ")), *heat, Cell(numbers.share(mean, own[severities[0]].n), number=True)))
+    headers = ("right under", *(f"severity {severity}" for severity in severities), "mean")
+    return Table(headers, tuple(rows), caption="Common corruptions", matrix=True)
+
+
+def _heat(cell: CorruptionRow) -> Cell:
+    background, colour = images.cividis(cell.correct / cell.n)
+    return Cell(numbers.share(cell.correct / cell.n, cell.n), number=True, background=background, colour=colour)
