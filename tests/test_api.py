@@ -266,6 +266,6 @@ def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_pat
     assert "Beyond norm balls" in page and "gaussian noise" in page
     plain = rc.audit(str(trained), "digits", **QUICK)
     assert plain.metric("robust_accuracy") == run.metric("robust_accuracy")
-    images = rc.load_images("digits", n=10)
+    images = rc.load_images("digits", n=60)
     with pytest.raises(UserError, match="training images of its own"):
         rc.audit(rc.load_classifier(str(trained)), images, **QUICK, also=("patch",))

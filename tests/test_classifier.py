@@ -93,3 +93,48 @@ def test_a_query_about_other_rows_is_refused() -> None:
     assert len(rows_in_play(tracked, images)) == 3
     with pytest.raises(RuntimeError, match="3 rows are in play but 2 images were queried"):
         tracked(images[:2])
+
+
+def test_folding_keeps_the_function_and_its_gradient_and_takes_the_work_out() -> None:
+    from robustcv.folding import folded
+    from robustcv.models import build
+
+    statistics = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+    torch.manual_seed(0)
+    normed = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    for model in (build("small_cnn", classes=10, size=32, **statistics), Classifier(normed, **statistics)):
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2)
+        images = torch.rand(8, 3, 32, 32)
+        with frozen(model):
+            fast = folded(model, images)
+            assert fast is not model
+            slopes = []
+            for each in (model, fast):
+                points = images.clone().requires_grad_()
+                logits = each(points)
+                slopes.append(torch.autograd.grad(logits[:, 1].sum(), points)[0])
+                assert torch.allclose(logits, model(images), atol=1e-4 * float(model(images).abs().max()))
+            assert torch.allclose(*slopes, atol=1e-3 * float(slopes[0].abs().max()))
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+
+
+def test_what_cannot_be_folded_runs_as_it_is() -> None:
+    from robustcv.folding import folded
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            return self.norm(images).mean((2, 3)) if len(images) > 0 else images
+
+    images = torch.rand(4, 3, 6, 5)
+    for model in (Odd().eval(), Curved().eval()):
+        assert folded(model, images) is model

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "robustcv"
 LINES: list[set[str]] = [
     {"errors", "stats", "records", "runs"},
     {"classifier", "runtime", "draws"},
+    {"folding"},
     {"data"},
     {"models"},
     {"attacks", "explainers", "training"},

@@ -15,11 +15,11 @@ from robustcv.attacks.losses import Loss
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
 from robustcv.records import AttackResult, Check
 
-SHARE = 0.01  # of the plan's pass-units (a forward 1, a backward 2) that probes may spend where images are many
-LEAST, MOST = 4, 64  # images a probe looks at
+SHARE = 0.008  # of the plan's pass-units (a forward 1, a backward 2) that probes may spend where images are many
+LEAST, MOST = 3, 64  # images a probe looks at
 NOISE = 0.5 / 255  # two points nearer to each other than a file can tell apart
 AGREEMENT = 0.3  # least mean cosine of their gradients
-QUERIES = 100
+QUERIES = 80
 LOOKED_AT: tuple[Loss, ...] = ("cross_entropy", "margin")
 FIX = "gradient attacks miss too much here, so robust accuracy may be far too high: attack this defence by hand"
 

@@ -108,6 +108,8 @@ class Job:
 
     Parameters
     ----------
+    fast
+        The same function in fewer operations, for attacks to ask; what they find is judged by ``classifier``.
     remember
         Images whose best candidate is kept even where it did not succeed.
     eight_bit
@@ -124,6 +126,7 @@ class Job:
     batch_size: int
     device: torch.device
     state: runs.State
+    fast: nn.Module | None = None
     remember: Bool[Tensor, " n"] | None = None
     eight_bit: bool = False
     advance: Advance = field(default=lambda _: None)
@@ -411,7 +414,7 @@ def _attack_batch(
     clean, labels = next(chosen.batches(len(rows)))
     clean, labels = clean.to(job.device), labels.to(job.device)
     ball = NORMS[job.norm]
-    tracked = Tracked(job.classifier, clean, make_judge(clean, labels, ball, eps), eight_bit=job.eight_bit)
+    tracked = Tracked(job.fast or job.classifier, clean, make_judge(clean, labels, ball, eps), eight_bit=job.eight_bit)
     seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)
     given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
     if targets is not None:
@@ -421,7 +424,7 @@ def _attack_batch(
         returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
         if job.eight_bit:
             returned = to_eight_bit(returned, clean)
-        checked = _check(tracked, returned)
+        checked = _check(job.classifier, tracked, returned)
         checks += checked.forward
         if not tracked.doubt(checked.confirmed):
             break
@@ -448,7 +451,7 @@ class _Checked:
     forward: int
 
 
-def _check(tracked: Tracked, returned: Tensor) -> _Checked:
+def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor) -> _Checked:
     """Ask the plain classifier again about every success, and for the first time about what an attack only returned.
 
     One forward pass an image; one more for each image that only this pass found broken.
@@ -456,11 +459,11 @@ def _check(tracked: Tracked, returned: Tensor) -> _Checked:
     everyone = torch.arange(len(returned), device=returned.device)
     candidates = torch.where(_wide(tracked.broken), tracked.best, returned)
     with torch.no_grad():
-        confirmed, score = tracked.judge(candidates, tracked.classifier(candidates), everyone)
+        confirmed, score = tracked.judge(candidates, classifier(candidates), everyone)
         forward = len(returned) * tracked.samples
         fresh = (confirmed & tracked.in_play).nonzero().squeeze(1)
         if len(fresh):
-            again, _ = tracked.judge(candidates[fresh], tracked.classifier(candidates[fresh]), fresh)
+            again, _ = tracked.judge(candidates[fresh], classifier(candidates[fresh]), fresh)
             confirmed[fresh], forward = again, forward + len(fresh) * tracked.samples
     closer = score < tracked.best_score
     tracked.best_score = torch.where(closer, score.to(tracked.best_score), tracked.best_score)
@@ -474,14 +477,24 @@ def _wide(mask: Tensor) -> Tensor:
 
 
 def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps: float) -> Judge:
-    """Make the success rule: a wrong (or not finite) answer to a candidate in the ball and in [0, 1]."""
+    """Make the success rule: a wrong (or not finite) answer to a candidate in the ball and in [0, 1].
+
+    A candidate is measured, in float64, when it would be an image's best so far: the others change nothing.
+    """
+    lowest = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
 
     def judge(candidates: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        inside = ball.distance(candidates, clean[rows]) <= eps * (1 + TOLERANCE) + TOLERANCE
-        inside &= ((candidates >= 0) & (candidates <= 1)).flatten(1).all(1)
         finite = logits.isfinite().all(1)
         wrong = (logits.argmax(1) != labels[rows]) | ~finite
-        score = torch.where(finite, -margin(logits, labels[rows], None), -torch.inf)
+        score = torch.where(finite, -margin(logits, labels[rows], None), -torch.inf).double()
+        matters = wrong | (score < lowest[rows])
+        inside = matters.clone()
+        which = matters.nonzero().squeeze(1)
+        if len(which):
+            asked, own = candidates[which], rows[which]
+            near = ball.distance(asked, clean[own]) <= eps * (1 + TOLERANCE) + TOLERANCE
+            inside[which] = near & ((asked >= 0) & (asked <= 1)).flatten(1).all(1)
+            lowest[own] = torch.where(inside[which], torch.minimum(score[which], lowest[own]), lowest[own])
         return wrong & inside, torch.where(inside, score, torch.inf)
 
     return judge

@@ -23,6 +23,7 @@ from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
+from robustcv.folding import folded
 from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
@@ -96,6 +97,7 @@ def audit(
                 predictions,
                 norm=options["norm"],
                 state=state,
+                fast=_fast(classifier, chosen, device),
                 remember=sample,
                 eight_bit=options["eight_bit"],
                 advance=advance,
@@ -172,6 +174,12 @@ def _plans(
         return plan, []
     escalates = options["effort"] in ("standard", "thorough")
     return plan, plan_for("autoattack", options["norm"]) if escalates else []
+
+
+def _fast(classifier: nn.Module, images: ImageSet, device: torch.device) -> nn.Module:
+    """Fold what can be folded, checked on a few images."""
+    few, _ = next(images.take(torch.arange(min(32, len(images)))).batches(32))
+    return folded(classifier, few.to(device))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""The fast path: the same function with fewer operations, taken only where it gives the same logits."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from robustcv.classifier import Classifier
+
+AGREEMENT = 1e-4  # largest difference of logits, in units of the largest logit
+
+
+def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
+    """Fold batch norm and normalisation into the convolutions before and after them.
+
+    Attacks ask the folded classifier; what they find is judged by the plain one.
+
+    Parameters
+    ----------
+    classifier
+        Frozen, in eval mode.
+    images
+        A few images on which both must agree to 1e-4 of the largest logit.
+
+    Returns
+    -------
+    Module
+        A folded copy; the classifier itself where it cannot be traced, has nothing to fold, or disagrees.
+    """
+    network = classifier.network if type(classifier) is Classifier else classifier
+    has_norm = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
+    first = next(iter(network.children()), None) if isinstance(network, nn.Sequential) else None
+    normalises = type(classifier) is Classifier and isinstance(first, nn.Conv2d) and not any(first.padding)
+    if not (has_norm or normalises):
+        return classifier
+    try:
+        fast = fuse(copy.deepcopy(network)) if has_norm else copy.deepcopy(network)
+    except Exception:  # a module that torch.fx cannot trace runs as it is
+        return classifier
+    if type(classifier) is Classifier:
+        fast = _renormalised(classifier, fast)
+    fast.eval().requires_grad_(False)
+    fast.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        wanted = classifier(images)
+        gap = (fast(images) - wanted).abs().max()
+    return fast if bool(gap <= AGREEMENT * wanted.abs().max().clamp_min(1e-30)) else classifier
+
+
+def _renormalised(classifier: Classifier, network: nn.Module) -> nn.Module:
+    """Put a classifier's normalisation around a network, or inside its first convolution where that is exact."""
+    plain = Classifier(network, mean=classifier.mean.flatten().tolist(), std=classifier.std.flatten().tolist(),
+                       size=classifier.size)  # fmt: skip
+    plain = plain.to(classifier.mean.device)
+    first = next(iter(network.children()), None)
+    if classifier.size is not None or not isinstance(first, nn.Conv2d) or first.groups != 1 or any(first.padding):
+        return plain
+    if not isinstance(network, nn.Sequential):
+        return plain
+    with torch.no_grad():
+        weight = first.weight / classifier.std
+        shift = (weight * classifier.mean).sum((1, 2, 3))
+        first.bias = nn.Parameter((first.bias if first.bias is not None else 0) - shift, requires_grad=False)
+        first.weight = nn.Parameter(weight, requires_grad=False)
+    return network
