@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-all bench samples clean
+.PHONY: help demo test check test-all bench bench-models samples clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -32,7 +32,10 @@ test-all: $(VENV)/.installed-test  ## every case of every table (80 min at most)
 	$(BIN)/pytest
 
 bench: .venv-bench/.installed  ## measure against the usual tools, in an environment of its own
-	.venv-bench/bin/python benchmarks/run.py
+	.venv-bench/bin/python benchmarks/run.py $(if $(AUTOATTACK),--autoattack $(AUTOATTACK))
+
+bench-models: $(VENV)/.installed  ## train the models that the benchmarks attack (an hour on two cores)
+	$(BIN)/python benchmarks/models.py
 
 samples: $(VENV)/.installed  ## render the published sample pages again
 	$(BIN)/python reports/samples/make_samples.py

@@ -1,7 +1,6 @@
 """Digital: contrast, elastic, pixelate, JPEG and saturate."""
 
 import io
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -85,16 +84,15 @@ def jpeg_compression(
 
     quality = constants(images, severity, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7))
     colour = images.shape[1] == 3
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (images * 255).round_().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def there_and_back(picture: Any) -> Any:
         buffer = io.BytesIO()
         Image.fromarray(picture if colour else picture.repeat(3, 2)).save(buffer, "JPEG", quality=quality)
         with Image.open(buffer) as read:
-            return np.asarray(read.convert("RGB" if colour else "L"))
+            return np.asarray(read if colour else read.convert("L"))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        decoded = np.stack(list(pool.map(there_and_back, pixels)))
+    decoded = np.stack([there_and_back(picture) for picture in pixels])
     decoded = decoded if colour else decoded[..., None]
     return torch.from_numpy(decoded).to(images.device).permute(0, 3, 1, 2).to(images.dtype).div_(255).contiguous()
 
