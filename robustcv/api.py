@@ -119,7 +119,7 @@ def audit(
     attacks
         Attacks to run instead, in that order; `robustcv list attacks`.
     eight_bit
-        Count a success only if the image still fools the model after rounding to 8 bits.
+        Count a success within a norm ball only if the image still fools the model after rounding to 8 bits.
     eot
         Average the logits of a model with random answers over this many draws, in attacks and in judging them.
     also
@@ -464,6 +464,7 @@ def _run(
         scientific = {name: value for name, value in kept.items() if name not in ("device", "data_dir")}
         state = runs.open_folder(Path(out), resume=resume, fingerprint=runs.fingerprint(verb, shown, scientific))
         if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
+            _require_same_model(Path(out), classifier, options)
             from robustcv import report
 
             report.write(out)
@@ -476,6 +477,22 @@ def _run(
     run = _finish(type(result)(record, files, result.classifier), out)
     state.clear()
     return run
+
+
+def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any]) -> None:
+    """Refuse to hand out a finished run as that of another model."""
+    record = runs.load(folder)
+    if record.verb not in ("audit", "explain") or record.model is None:
+        return
+    from robustcv.models import checkpoint, load
+
+    if checkpoint.sha256_of(load(classifier, options.get("weights")).classifier) != record.model.sha256:
+        raise UserError(
+            "RCV-E021",
+            f"{folder} holds the finished run of another model",
+            "its weights differ from those given now",
+            "choose another -o",
+        )
 
 
 def _require_counts(options: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ def test_an_audit_leaves_the_module_as_it_was_found(trained: Path) -> None:
     assert run.verdict == "INCONCLUSIVE" and run.exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_record_but_for_time(trained: Path) -> None:
     def stable(run) -> dict:
         raw = json.loads(runs.to_json(run.record))
@@ -108,12 +109,38 @@ def test_effort_chooses_the_attacks_and_an_attack_that_lacks_the_norm_is_refused
     assert {flag.check for flag in run.flags} >= {"zero gradient", "gradient agreement", "black box wins"}
 
 
+@pytest.mark.slow
 def test_l0_and_l1_are_audited(trained: Path) -> None:
     for norm, eps in (("l0", 6), ("l1", 4.0)):
         run = rc.audit(str(trained), "digits", **{**QUICK, "eps": eps}, norm=norm)
         assert run.metric("robust_accuracy", eps=eps).norm == norm
     with pytest.raises(UserError, match=r"eps 2\.5 is outside what L0 allows"):
         rc.audit(str(trained), "digits", **{**QUICK, "eps": 2.5}, norm="l0")
+
+
+@pytest.mark.slow
+def test_runs_of_other_threat_models_or_attacks_are_not_compared(trained: Path, tmp_path: Path) -> None:
+    common = {**QUICK, "n": 20}
+    for name, more in {"a": {}, "norm": {"norm": "l2"}, "eps": {"eps": "8/255"}, "quick": {"effort": "quick"}}.items():
+        rc.audit(str(trained), "digits", **{**common, **more}, out=tmp_path / name)
+    for other in ("norm", "eps"):
+        with pytest.raises(UserError, match="different threat models"):
+            rc.compare(tmp_path / "a", tmp_path / other, force=True)
+    with pytest.raises(UserError, match="attacked in different ways"):
+        rc.compare(tmp_path / "a", tmp_path / "quick")
+    assert rc.compare(tmp_path / "a", tmp_path / "quick", force=True).comparison.forced
+
+
+def test_a_finished_run_is_not_handed_out_for_another_model(trained: Path, tmp_path: Path) -> None:
+    model = rc.load_classifier(str(trained))
+    images = rc.load_images("digits", n=40)
+    first = rc.audit(model, images, **{**QUICK, "n": None}, effort="quick", out=tmp_path / "run")
+    again = rc.audit(model, images, **{**QUICK, "n": None}, effort="quick", out=tmp_path / "run", resume=True)
+    assert again.metrics == first.metrics
+    with torch.no_grad():
+        next(model.parameters()).mul_(-1)
+    with pytest.raises(UserError, match="finished run of another model"):
+        rc.audit(model, images, **{**QUICK, "n": None}, effort="quick", out=tmp_path / "run", resume=True)
 
 
 def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_path: Path) -> None:
@@ -182,6 +209,7 @@ def test_a_module_on_another_device_is_left_there(trained: Path) -> None:
         rc.audit(str(trained), "digits", **QUICK, weights="w.safetensors")
 
 
+@pytest.mark.slow
 def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, audited: Path, tmp_path: Path) -> None:
     rc.audit(str(trained), "digits", n=60, eps=["16/255", "8/255"], cases=6, out=tmp_path / "same", quiet=True)
     same = rc.compare(audited, tmp_path / "same")
@@ -250,6 +278,7 @@ def test_training_from_python_gives_the_classifier(tmp_path: Path) -> None:
         rc.train(images, epochs=1, augment=["filp"], quiet=True)
 
 
+@pytest.mark.slow
 def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_path: Path) -> None:
     options = {**QUICK, "set": {"patch": {"steps": 20, "size": 0.4}, "spatial": {"angles": 5, "places": 3}}}
     run = rc.audit(str(trained), "digits", **options, also=("corruptions", "spatial", "patch"), out=tmp_path / "run")

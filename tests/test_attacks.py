@@ -187,7 +187,7 @@ def binary_margin_and_dual(model, images, labels, norm):
     return margin, difference.abs().sum(1) if norm == "linf" else difference.norm(dim=1)
 
 
-SCALES = [1.0, 1000.0, 0.001]
+SCALES = [1.0, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (1000.0, 0.001))]
 EXACT_EPS = {"linf": 0.015, "l2": 0.2, "l1": 1.5, "l0": 3.0}
 
 

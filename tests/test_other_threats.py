@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from broken_defences import Noisy, Quantised
 from conftest import Curved, make_images, make_linear
-from test_attacks import exact_distance, scaled_linear
+from test_attacks import SCALES, exact_distance, scaled_linear
 from test_classifier import Counting
 
 from robustcv.attacks import ATTACKS, is_minimum_norm
@@ -167,7 +167,7 @@ def test_bpda_attacks_through_a_step_without_gradient() -> None:
 # -- bisection --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [1.0, 1000.0, 0.001])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_bisection_makes_a_fixed_budget_attack_exact(norm, scale) -> None:
     model, images, labels = scaled_linear(scale, n=12)

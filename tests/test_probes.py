@@ -1,5 +1,7 @@
 """Broken defences are seen through or flagged; honest classifiers are not."""
 
+from dataclasses import replace
+
 import exact
 import numpy as np
 import pytest
@@ -17,12 +19,15 @@ from broken_defences import (
 from conftest import Curved, make_images, make_linear
 from test_worst_case import CPU, job_for
 
+from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
+from robustcv.evaluation import probes
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.preflight import preflight
 from robustcv.evaluation.robustness import measure
+from robustcv.evaluation.worst_case import Planned, worst_case
 
 SHAPE, EPS, N = (3, 8, 8), 0.012, 100
 
@@ -127,6 +132,54 @@ def test_a_valley_that_one_step_leaps_over_is_found() -> None:
     robust, raised = audited(model, images, eps=eps)
     assert robust == pytest.approx(stands, abs=0.01)
     assert raised == {"better than the majority class"}  # there is only one class
+
+
+class OneStepOnly(torch.nn.Module):
+    """Falls to a full step along the gradient and to nothing nearer: what one step breaks, ten small ones do not."""
+
+    def __init__(self, weights: torch.Tensor, reach: float) -> None:
+        super().__init__()
+        self.weights, self.reach = torch.nn.Parameter(weights), reach
+
+    def forward(self, images):
+        off = (images - 0.5).abs().amax((1, 2, 3)) > self.reach  # only the corners of a ball of that size are wrong
+        slope = (images - 0.5).flatten(1) @ self.weights
+        gap = torch.where(off & (slope < -0.95 * self.reach * self.weights.abs().sum()), -1.0, 1.0) + 1e-3 * slope
+        return torch.stack([gap, 0 * gap], 1)
+
+
+def test_one_step_that_wins_is_flagged() -> None:
+    weights = torch.randn(192, generator=torch.Generator().manual_seed(1))
+    model = OneStepOnly(weights, 0.0499)
+    images = ImageSet(torch.full((30, *SHAPE), 0.5), torch.zeros(30).long(), ("a", "b"))
+    with frozen(model):
+        job = job_for(model, images)
+        plan = plan_for("quick", "linf")[:1]
+        outcome = worst_case(job, plan, eps=0.05)
+        assert int(outcome.robust(0.05).sum()) == 0
+        sample = outcome.broken_by == 0
+        weak = Planned("pgd", ATTACKS["pgd"], {"steps": 10, "loss": "margin", "step_size": 0.001})
+        assert int(worst_case(job, [weak], eps=0.05).robust(0.05).sum()) == 30
+        flag = probes._one_step(job, replace(outcome, headline=0.04), sample)
+    assert flag.status == "raised" and "misses 30 of 30" in flag.figure
+
+
+def test_a_black_box_that_wins_is_flagged(linear) -> None:
+    model = Quantised(linear)
+    assert "black box wins" in audited(model, labelled(model), eps=0.1)[1]
+
+
+class Never(torch.nn.Module):
+    """Gives the same answer to everything, with a gradient that leads nowhere."""
+
+    def forward(self, images):
+        wave = 1e-3 * torch.sin(images.flatten(1).sum(1))
+        return torch.stack([1 + wave, -wave], 1)
+
+
+def test_a_model_that_stands_even_when_all_is_grey_is_flagged() -> None:
+    images = ImageSet(torch.rand(12, *SHAPE), torch.zeros(12).long(), ("a", "b"))
+    assert "unbounded attack fails" in audited(Never(), images)[1]
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Curved, make_images, make_linear
+from test_attacks import SCALES
 from test_classifier import Counting
 from torch import nn
 
@@ -55,7 +56,7 @@ def problem():
 # -- exact ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [1.0, 1000.0, 0.001])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.015), ("l2", 0.2), ("l1", 1.5)])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_the_standard_plan_is_exact_on_linear_models(norm, eps, scale, classes) -> None:
@@ -331,6 +332,28 @@ def test_restarts_and_a_second_plan_only_break_more(problem) -> None:
     assert (model(best).argmax(1) != images.labels[rows]).all()
     for row in rows.tolist():
         assert both.breaker(row, SWEEP[1]) is not None
+
+
+def test_what_an_escalation_breaks_counts_also_with_a_sweep(problem) -> None:
+    model, images = problem
+    weak = [Planned("pgd", ATTACKS["pgd"], {"steps": 1, "step_size": 0.002})]
+    with frozen(model):
+        job = job_for(model, images)
+        first = worst_case(job, weak, eps=SWEEP[1], sweep=(*SWEEP, 0.3))
+        assert (first.broken_at > SWEEP[1]).any() and first.broken_at[first.broken_at > SWEEP[1]].isfinite().any()
+        then = worst_case(job, plan_for("standard", "linf"), eps=SWEEP[1], among=first.robust(SWEEP[1]), reason="probe")
+    assert then.results[1].attempted > 0 and (then.broken_by >= 0).any()
+    both = merge(first, then)
+    assert torch.equal(both.robust(SWEEP[1]), first.robust(SWEEP[1]) & then.robust(SWEEP[1]))
+    assert torch.equal(both.robust(0.3), first.robust(0.3) & both.robust(SWEEP[1]))
+
+
+def test_smaller_eps_are_tried_on_the_images_that_fell_and_larger_ones_on_those_that_stand(problem) -> None:
+    outcome = run(*problem, plan=plan_for("standard", "linf"))
+    tried = {each.eps: each.attempted for each in outcome.results if each.name == "fgsm"}
+    assert tried[SWEEP[1]] == 37
+    assert tried[SWEEP[0]] == 37 - int(outcome.robust(SWEEP[1]).sum())
+    assert tried[SWEEP[2]] == int(outcome.robust(SWEEP[1]).sum())
 
 
 def test_every_effort_runs_the_cheapest_attack_first() -> None:

@@ -15,6 +15,7 @@ from robustcv.attacks.patch import apply_patch, train_patch
 from robustcv.attacks.spatial import spatial
 from robustcv.classifier import Tracked
 from robustcv.data import ImageSet
+from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import proportion
 from robustcv.evaluation.worst_case import Job
 from robustcv.records import CorruptionRow, Metric, OtherThreat
@@ -91,7 +92,7 @@ def spatial_threat(
         seeds = draws.image_seeds(job.seed, chosen.hashes, "spatial").to(job.device)
         spatial(tracked, clean, labels, seeds=seeds, **options)
         with torch.no_grad():  # the plain classifier is asked again about what fooled it
-            confirmed = job.classifier(tracked.best).argmax(1) != labels
+            confirmed, _ = judge(tracked.best, job.classifier(tracked.best), torch.arange(len(batch)).to(job.device))
         correct[batch] = ~(tracked.broken & confirmed).cpu()
         forward += int(tracked.forwards.sum()) + len(batch) * job.samples
         backward += int(tracked.backwards.sum())
@@ -117,6 +118,14 @@ def patch_threat(
     What the grey patch breaks it breaks by covering; the rest is the attack's.
     """
     started = time.monotonic()
+    target = options.get("target")
+    if target is not None and not 0 <= target < len(train.class_names):
+        raise UserError(
+            "RCV-E008",
+            f"patch.target={target} is no class",
+            f"there are {len(train.class_names)}, counted from 0",
+            "--set patch.target=0",
+        )
     pixels, labels = next(train.batches(len(train)))
     seeds = draws.image_seeds(job.seed, train.hashes, "patch").to(job.device)
     patch = train_patch(job.classifier, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
@@ -149,5 +158,6 @@ def _under(job: Job, patch: Tensor, placed: Mapping[str, Any]) -> Bool[Tensor, "
         done += len(batch)
         with torch.no_grad():
             shown = apply_patch(batch.to(job.device), patch, seeds=own, **placed)
-            parts.append(job.classifier(shown).argmax(1).cpu() == labels)
+            logits = job.classifier(shown).cpu()
+        parts.append((logits.argmax(1) == labels) & logits.isfinite().all(1))
     return torch.cat(parts)

@@ -32,7 +32,12 @@ EFFORTS: dict[str, Steps] = {
         ("square", {"queries": 5000}, 0.0),
     ),
 }
-_L0: Steps = (("fmn", {"steps": 100}, 0.0), ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3}, 0.0))
+# gradients of a count say little: minimum-norm attacks lead, and AutoAttack defines no schedule
+_L0: dict[str, Steps] = {
+    "quick": (("fmn", {"steps": 50}, 0.0),),
+    "standard": (("fmn", {"steps": 100}, 0.0), ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3}, 0.0)),
+    "thorough": (("fmn", {"steps": 400}, 0.0), ("apgd-t", {"loss": "dlr", "steps": 50, "classes": 9}, 0.0)),
+}
 
 
 def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Planned]:
@@ -41,12 +46,19 @@ def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | 
     Raises
     ------
     UserError
-        If the effort is unknown.
+        If the effort is unknown, or not defined for the norm.
     """
     if effort not in EFFORTS:
         raise unknown_name("effort", effort, EFFORTS)
+    if norm == "l0" and effort not in _L0:
+        raise UserError(
+            "RCV-E006",
+            f"the effort {effort} knows no L0",
+            "AutoAttack defines its schedule for L-inf, L2 and L1",
+            "--effort thorough",
+        )
     more = options or {}
-    steps = _L0 if norm == "l0" else EFFORTS[effort]
+    steps = _L0[effort] if norm == "l0" else EFFORTS[effort]
     return [
         Planned(name, ATTACKS[name], {**given, **more.get(name, {})}, reach)
         for name, given, reach in steps

@@ -54,6 +54,8 @@ def probe(job: Job, outcome: WorstCase) -> Probed:
     by_one = (outcome.broken_by == 0) & ~stands
     if outcome.names[0] == "fgsm":
         flags.append(_one_step(job, outcome, _some(job, by_one, units * 0.1 / 12, "one step")))
+    else:
+        flags.append(_not_run("one step wins", "the plan does not begin with one step"))
     flags.append(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
     return Probed(tuple(flags), outcome)
 
@@ -109,7 +111,13 @@ def _gradients(job: Job, sample: Bool[Tensor, " n"]) -> tuple[Check, Check]:
     figure = f"{dead['cross_entropy']} of {n} under cross-entropy, {dead['margin']} of {n} under the margin"
     return (
         _flag(
-            "zero gradient", any(dead.values()), figure, "none", "Carlini et al. 2019; AutoAttack #108", 2 * n, 2 * n
+            "zero gradient",
+            any(dead.values()),
+            figure,
+            "none",
+            "Carlini et al. 2019; AutoAttack #108",
+            2 * n * job.samples,
+            2 * n * job.samples,
         ),
         _flag(
             "gradient agreement",
@@ -134,17 +142,18 @@ def _black_box(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> tupl
         eps=outcome.headline,
         among=sample,
         reason="probe",
+        tag="-square",
     )
     broken = found.results[0].broken
     figure = f"Square with {QUERIES} queries breaks {broken} of {n} images that the plan left standing"
     return _flag(name, broken > 0, figure, "0", "Croce and Hein 2020, checks; Carlini et al. 2019", 0, 0), found
 
 
-def _attack_some(job: Job, eps: float, sample: Bool[Tensor, " n"]) -> AttackResult:
+def _attack_some(job: Job, eps: float, sample: Bool[Tensor, " n"], tag: str) -> AttackResult:
     """Run ten plain PGD steps on the margin; what they break is not counted."""
     options = {"steps": 10, "loss": "margin"}
     planned = Planned("pgd", ATTACKS["pgd"], options)
-    return worst_case(job, [planned], eps=eps, among=sample, reason="probe").results[0]
+    return worst_case(job, [planned], eps=eps, among=sample, reason="probe", tag=tag).results[0]
 
 
 def _one_step(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> Check:
@@ -152,7 +161,7 @@ def _one_step(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> Check
     name, n = "one step wins", int(sample.sum())
     if n == 0:
         return _not_run(name, "one step broke no image")
-    result = _attack_some(job, outcome.headline, sample)
+    result = _attack_some(job, outcome.headline, sample, "-one-step")
     missed = n - result.broken
     figure = f"PGD-10 misses {missed} of {n} images that one step broke"
     bad = missed > max(1, n / 4)
@@ -171,7 +180,7 @@ def _unbounded(job: Job, sample: Bool[Tensor, " n"]) -> Check:
         "l1": lambda: 0.5 * size,
         "l0": lambda: float(size),
     }
-    result = _attack_some(job, radius[job.norm](), sample)
+    result = _attack_some(job, radius[job.norm](), sample, "-unbounded")
     missed = n - result.broken
     figure = f"{missed} of {n} images stand where every pixel may become grey"
     return _flag(

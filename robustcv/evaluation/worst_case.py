@@ -161,6 +161,7 @@ def worst_case(
     sweep: Sequence[float] = (),
     among: Bool[Tensor, " n"] | None = None,
     reason: Reason = "plan",
+    tag: str = "",
 ) -> WorstCase:
     """Decide for every image that is right when clean whether any attack of a plan breaks it, at each eps.
 
@@ -182,6 +183,8 @@ def worst_case(
         The images to attack; None takes all that are right when clean. The others count as broken at eps 0.
     reason
         Why these attacks run, for the record: ``plan``, ``escalation`` or ``probe``.
+    tag
+        Tells runs of the same attacks apart in the saved state.
     """
     standing = _fresh(job, job.predictions.correct if among is None else among)
     every = sorted({eps, *sweep})
@@ -189,10 +192,10 @@ def worst_case(
     results: dict[float, list[AttackResult]] = {}
     candidates, closest = {}, standing.closest
     for each in order:
-        fell = standing.broken_at.isfinite() & (standing.broken_at > each)
-        rows = (fell if each < eps else standing.broken_at.isinf()).nonzero().squeeze(1)
+        wanted = torch.inf if each >= eps else min(other for other in every if other > each)
+        rows = (standing.broken_at == wanted).nonzero().squeeze(1)
         standing.closest = torch.ones_like(standing.closest)
-        results[each], candidates[each] = _at_eps(job, plan, standing, each, rows, reason)
+        results[each], candidates[each] = _at_eps(job, plan, standing, each, rows, reason, tag)
         if each == eps:
             closest = standing.closest
     return WorstCase(
@@ -221,7 +224,7 @@ def _fresh(job: Job, among: Tensor) -> _Standing:
 
 
 def _at_eps(
-    job: Job, plan: Sequence[Planned], standing: _Standing, eps: float, rows: Tensor, reason: Reason
+    job: Job, plan: Sequence[Planned], standing: _Standing, eps: float, rows: Tensor, reason: Reason, tag: str
 ) -> tuple[list[AttackResult], tuple[Tensor, Tensor]]:
     """Run the plan at one eps; gives a record per attack, and the best candidates of broken and remembered images."""
     results = []
@@ -235,7 +238,7 @@ def _at_eps(
                 todo = block[open_rows[block] & (1 - standing.closest[block] >= planned.reach)]
                 if round_number == 0:
                     total.attempted += len(todo)
-                key = f"{reason}-{planned.name}-{place}-{job.norm}-{eps.hex()}-{number}-{round_number}"
+                key = f"{reason}{tag}-{planned.name}-{place}-{job.norm}-{eps.hex()}-{number}-{round_number}"
                 done = _saved(job.state, key)
                 if done is None:
                     done = _attack(job, planned, eps, todo, block, ranked, round_number, purpose, options)
@@ -301,7 +304,7 @@ class _Total:
         """Make the record."""
         return AttackResult(
             name=self.planned.name,
-            options=dict(self.planned.options),
+            options={**self.planned.options, **({"reach": self.planned.reach} if self.planned.reach else {})},
             norm=self.norm,
             eps=self.eps,
             attempted=self.attempted,
@@ -527,12 +530,15 @@ def robust_metrics(outcome: WorstCase) -> list[Metric]:
 
 def merge(first: WorstCase, then: WorstCase) -> WorstCase:
     """Join a second plan, run at the headline eps on what the first had left standing."""
-    fell = (then.broken_by >= 0) & first.broken_at.isinf()
+    fell = (then.broken_by >= 0) & (then.broken_at < first.broken_at)
     rows, pictures = (
         torch.cat(pair) for pair in zip(first.candidates[first.headline], then.candidates[first.headline], strict=True)
     )
-    last = {int(row): place for place, row in enumerate(rows.tolist())}  # the later candidate of an image counts
-    kept = torch.tensor([last[row] for row in sorted(last)]).long()
+    places: dict[int, int] = {}
+    for place, row in enumerate(rows.tolist()):
+        if row not in places or fell[row]:  # the later candidate of an image counts only where it broke the image
+            places[row] = place
+    kept = torch.tensor([places[row] for row in sorted(places)]).long()
     return replace(
         first,
         names=(*first.names, *then.names),

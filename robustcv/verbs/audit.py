@@ -18,7 +18,7 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
-from robustcv.evaluation.plans import plan_for, plan_of
+from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, robust_metrics
@@ -73,6 +73,7 @@ def audit(
         device=device,
         progress=progress,
     )
+    patch_images = _training_images(images, options, loaded, device, progress) if "patch" in options["also"] else None
     described = describe_model(loaded)
     state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))
     run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
@@ -104,7 +105,7 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation)
-        beyond = _beyond(job, options, method_options, images, loaded, progress)
+        beyond = _beyond(job, options, method_options, patch_images, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(
             classifier, drawn, options["explain"], method_options, progress=progress, **run
@@ -157,22 +158,25 @@ def _plans(
 ) -> tuple[list[Planned], list[Planned]]:
     """Give the attacks to run, named or by effort, and those for the images left standing where a flag is raised."""
     named = options["attacks"] is not None
+    if options["effort"] not in EFFORTS:
+        raise unknown_name("effort", options["effort"], EFFORTS)
     plan = (
         plan_of(options["attacks"], options["norm"], method_options)
         if named
         else plan_for(options["effort"], options["norm"], method_options)
     )
+    runs_here = [*(planned.name for planned in plan), *options["also"], *options["explain"]]
     for name in method_options:
-        if name in ATTACKS and name not in {planned.name for planned in plan}:
+        if name not in runs_here:
             raise UserError(
                 "RCV-E004",
                 f"{name} does not run here, so its options would do nothing",
-                f"the attacks of this audit are {', '.join(planned.name for planned in plan)}",
-                f"--attacks {name}, or leave --set {name}... out",
+                f"this audit runs {', '.join(runs_here)}",
+                f"add it to --attacks, --also or --explain, or leave --set {name}... out",
             )
     if named:
         return plan, []
-    escalates = options["effort"] in ("standard", "thorough")
+    escalates = options["effort"] in ("standard", "thorough") and options["norm"] != "l0"
     return plan, plan_for("autoattack", options["norm"]) if escalates else []
 
 
@@ -199,8 +203,7 @@ def _beyond(
     job: Job,
     options: Mapping[str, Any],
     method_options: Mapping[str, Mapping[str, Any]],
-    images: Any,
-    loaded: Loaded,
+    patch_images: ImageSet | None,
     progress: Progress,
 ) -> _Beyond:
     """Measure the other threats asked for."""
@@ -218,9 +221,10 @@ def _beyond(
                 threat, metric = spatial_threat(job, method_options.get("spatial", {}), advance=advance)
                 others.append(threat)
                 metrics.append(metric)
-            else:
-                train = _training_images(images, options, loaded, job.device, progress)
-                threat, metric, patch = patch_threat(job, train, method_options.get("patch", {}), advance=advance)
+            elif patch_images is not None:
+                threat, metric, patch = patch_threat(
+                    job, patch_images, method_options.get("patch", {}), advance=advance
+                )
                 others.append(threat)
                 metrics.append(metric)
                 assert threat.file is not None

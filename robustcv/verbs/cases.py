@@ -56,7 +56,7 @@ def draw_cases(
         one = images.take(torch.tensor([row]))
         clean, _ = next(one.batches(1))
         broken_by = outcome.breaker(row, headline)
-        tried = broken_by or (outcome.names[-1], headline)
+        tried = broken_by or ("every attack", headline)
         attacked = outcome.candidate(row, tried[1]) if predictions.correct[row] else None
         fields: dict[str, Any] = {}
         if attacked is not None:

@@ -28,7 +28,15 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
     if len(rows_a) == 0:
         raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
     pairs = [_paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
-    if _plan(record_a) != _plan(record_b) and not force:
+    if _threat(record_a) != _threat(record_b):
+        raise UserError(
+            "RCV-E085",
+            f"{run_a} and {run_b} answer to different threat models",
+            f"{_threat(record_a)} against {_threat(record_b)}: their robust accuracies mean different things",
+            "audit both with the same --norm and --eps",
+        )
+    same_plan = _plan(record_a) == _plan(record_b)
+    if not same_plan and not force:
         raise UserError(
             "RCV-E085",
             f"{run_a} and {run_b} were attacked in different ways",
@@ -48,7 +56,11 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
         verdict="INCONCLUSIVE" if raised else "NO GATE",
         data=record_b.data,
         comparison=records.Comparison(
-            a=side_a, b=side_b, paired=tuple(pairs), options_changed=_changed(record_a, record_b), forced=not same
+            a=side_a,
+            b=side_b,
+            paired=tuple(pairs),
+            options_changed=_changed(record_a, record_b),
+            forced=not (same and same_plan),
         ),
         environment=clock.environment(torch.device("cpu")),
         options={"run_a": str(run_a), "run_b": str(run_b), "force": force},
@@ -98,9 +110,16 @@ def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, flo
     return sorted(sets[0] & sets[1])
 
 
+def _threat(record: records.Record) -> str:
+    """Name the headline's threat model."""
+    norm = next((each.norm for each in record.attacks), "none")
+    return f"{norm} {record.headline_eps:.6g}"
+
+
 def _plan(record: records.Record) -> list[str]:
-    """Name the attacks that were planned, with their options; probes and escalations answer to what was found."""
-    return sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})
+    """Name the attacks that were planned and how they were judged; probes and escalations answer to what was found."""
+    how = [f"{name} {record.options.get(name)}" for name in ("eight_bit", "eot")]
+    return [*how, *sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})]
 
 
 def _stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:

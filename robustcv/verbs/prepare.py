@@ -169,7 +169,13 @@ def _checked(function: Any, method: str, key: str, value: Any) -> Any:
         raise UserError(
             "RCV-E008", f"{method}.{key}={value} cannot be used", why, f"--set {method}.{key}=..."
         ) from error
-    if isinstance(checked, int | float) and not isinstance(checked, bool) and annotation is not float and checked <= 0:
+    if (
+        isinstance(checked, int | float)
+        and not isinstance(checked, bool)
+        and annotation is not float
+        and checked <= 0
+        and key != "target"
+    ):
         why = "a method that takes no step, or none of any size, would count as one that failed"
         raise UserError("RCV-E008", f"{method}.{key}={value} is not above 0", why, f"--set {method}.{key}=1 or more")
     return checked

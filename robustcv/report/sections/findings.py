@@ -105,6 +105,12 @@ def _traded(record: Record) -> Bullet | None:
     )
 
 
+def _unmeasured(record: Record) -> list[str]:
+    measured = {threat.name for threat in record.others} | ({"corruptions"} if record.corruptions else set())
+    names = {"patch": "patches", "spatial": "rotations and shifts", "corruptions": "corruptions"}
+    return [text for name, text in names.items() if name not in measured]
+
+
 def limits(record: Record, files: Files) -> Section | None:
     """Say what the figures do not show."""
     if not (record.attacks or record.comparison):
@@ -112,7 +118,7 @@ def limits(record: Record, files: Files) -> Section | None:
     norms = {each.norm for each in (record.comparison.b.attacks if record.comparison else record.attacks)}
     others = [name for key, name in numbers.NORM_NAMES.items() if key not in norms]
     items = [
-        f"other threats: {', '.join(others)}, patches, rotations, corruptions",
+        f"other threats: {', '.join([*others, *_unmeasured(record)])}",
         "attacks adapted by hand to this model",
         "a guarantee: robust accuracy is an upper bound",
     ]

@@ -41,7 +41,7 @@ def reproduce(record: Record, files: Files) -> Section | None:
 
 _CLEAN = "right answers / images, nothing changed"
 _ROBUST = "images right when clean that no attack broke / images; an upper bound: a better attack could break more"
-_EPS = "largest change allowed: of one value for L-inf, of the Euclidean length for L2; pixels lie in [0, 1]"
+_EPS = "largest change allowed: of one value (L-inf), of the length (L2), of the sum (L1), in values changed (L0)"
 _ECE = "sum over 15 confidence bins of share of images × |accuracy − mean confidence| (Guo et al. 2017)"
 _GAP = "|sum of the map − (logit of the image − logit of the baseline)| / |that difference|"
 _CI = "Wilson interval for shares; bootstrap where said; Newcombe's for paired differences"

@@ -57,9 +57,8 @@ def curve(record: Record, files: Files) -> Section | None:
         ),
         folded="Data table",
     )
-    subtitle = (
-        f"Worst case per image over {', '.join(attacks)} · bands: pointwise 95 % Wilson · dotted: chance, 1/{classes}"
-    )
+    subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
+    subtitle += f" · bands: pointwise 95 % Wilson · dotted: chance, 1/{classes}"
     return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
 
 
@@ -136,6 +135,12 @@ def _heat_cell(count: int | None, n: int) -> Cell:
     return Cell(numbers.share(count / n, n), number=True, background=background, colour=colour)
 
 
+def _escalated(record: Record) -> str:
+    return (
+        " (escalated at the headline eps only)" if any(each.reason == "escalation" for each in record.attacks) else ""
+    )
+
+
 def _first_alone(record: Record) -> tuple[tuple[str, str], ...]:
     """Tell what the first, cheapest attack alone would have claimed."""
     metric = next((each for each in record.metrics if each.attack is not None), None)
@@ -167,6 +172,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
         ),
         ("headline", numbers.eps_long(record.headline_eps or 0.0, norm)),
         *_first_alone(record),
+        *((("also", "a success counts only after rounding to 8 bits"),) if record.options.get("eight_bit") else ()),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
         ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
     )
