@@ -142,7 +142,7 @@ class Tracked(nn.Module):
                 "queried; call rows_in_play(classifier, n) at the top of each step and query exactly those rows"
             )
         candidates = to_eight_bit(candidates, self.images[rows]) if self.eight_bit else candidates
-        logits: Tensor = self.classifier(candidates)
+        logits: Tensor = self.classifier(candidates).to(candidates.dtype)
         self.forwards[rows] += self.samples
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(rows))

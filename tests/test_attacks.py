@@ -131,7 +131,8 @@ class Wavy(torch.nn.Module):
 
 OTHER_VALUES = {
     "steps": 3, "step_size": 0.001, "restarts": 4, "random_start": True, "loss": "dlr", "keep": "last",
-    "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "seeds": torch.arange(8) + 99, "eps": 0.01,
+    "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "towards": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]),
+    "seeds": torch.arange(8) + 99, "eps": 0.01,
     "classes": 1, "nearest_of": 1,
     "decay": 0.1, "queries": 20, "share": 0.1, "pull": 0.5, "overshoot": 0.3, "backward": 0.3, "gamma": 0.3,
 }  # fmt: skip

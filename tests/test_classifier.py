@@ -124,6 +124,33 @@ def test_folding_keeps_the_function_and_its_gradient_and_takes_the_work_out() ->
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
 
 
+def test_a_stand_in_gradient_is_not_folded_away() -> None:
+    from robustcv.attacks.wrappers import Bpda
+    from robustcv.folding import folded
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    model = Bpda(lambda images: images + 0.01 * torch.sin(3000 * images), network).eval()
+    images = torch.rand(4, 3, 8, 8)
+    with frozen(model):
+        slopes = []
+        for each in (model, folded(model, images)):
+            points = images.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(each(points)[:, 0].sum(), points)[0])
+    assert torch.allclose(*slopes, atol=1e-5)
+
+
+def test_grey_images_for_a_colour_classifier_still_run() -> None:
+    from robustcv.folding import folded
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = Classifier(network, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2]).eval()
+    grey = torch.rand(4, 1, 8, 8)
+    assert torch.allclose(folded(model, grey)(grey), model(grey), atol=1e-5)
+
+
 def test_what_cannot_be_folded_runs_as_it_is() -> None:
     from robustcv.folding import folded
 

@@ -208,6 +208,14 @@ def test_foolbox_attacks_are_judged_again_counted_and_leave_no_trace(name, norm)
     assert (ratio[changed[1:].numpy()] >= 1 - 1e-3).all()
 
 
+def test_a_foolbox_attack_runs_in_an_audit(trained) -> None:
+    import robustcv as rc
+
+    run = rc.audit(str(trained), "digits", n=20, eps="64/255", sweep=False, explain=(), cases=2, quiet=True,
+                   attacks=("foolbox-gaussian-blur", "foolbox-contrast-search"))  # fmt: skip
+    assert [each.name for each in run.attacks][:2] == ["foolbox-gaussian-blur", "foolbox-contrast-search"]
+
+
 def test_every_denied_foolbox_attack_has_a_reason_and_none_is_offered() -> None:
     offered = {cls for by_norm, _ in FOOLBOX.values() for cls in by_norm.values()}
     assert not offered & set(DENIED) and all(len(reason) > 20 for reason in DENIED.values())

@@ -356,6 +356,65 @@ def test_smaller_eps_are_tried_on_the_images_that_fell_and_larger_ones_on_those_
     assert tried[SWEEP[2]] == int(outcome.robust(SWEEP[1]).sum())
 
 
+def test_a_change_that_fits_a_smaller_eps_counts_there() -> None:
+    """An attack that works at one eps only, by a change that is much smaller than it."""
+
+    def lucky(classifier, images, labels, *, eps, norm, seeds):
+        rows = rows_in_play(classifier, images)
+        nudged = images.clone()
+        if eps > 0.25:
+            nudged[rows] += 0.1 * (classifier.classifier.weights[1] - classifier.classifier.weights[0]).sign().reshape(
+                images.shape[1:]
+            )
+        return nudged
+
+    lucky.__signature__ = __import__("inspect").signature(ATTACKS["fgsm"])
+    model = make_linear(2, dtype=torch.float32)
+    pixels = make_images(30, dtype=torch.float32)
+    with torch.no_grad():
+        pixels = pixels[model(pixels).argmax(1) == 0]
+    images = ImageSet(pixels, torch.zeros(len(pixels)).long(), ("a", "b"))
+    outcome = run(model, images, attacks=(lucky,), eps=0.3, sweep=(0.05, 0.15))
+    assert len(pixels) > 3 and not outcome.robust(0.3).any()
+    assert not outcome.robust(0.15).any() and outcome.robust(0.05).all()
+    rows, best = outcome.candidates[0.15]
+    assert torch.equal(rows, torch.arange(len(pixels))) and (model(best).argmax(1) == 1).all()
+
+
+class Autocast(nn.Module):
+    """Logits in another precision than the images."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("effort", ["standard", "thorough"])
+def test_logits_of_another_precision_are_no_obstacle(effort) -> None:
+    model = Autocast(make_linear(4, dtype=torch.float32))
+    images = image_set(model, 12)
+    outcome = run(model, images, plan=plan_for(effort, "linf", {"square": {"queries": 20}}), sweep=(), eps=0.05)
+    assert not outcome.robust(0.05).any()
+
+
+def test_a_doubtful_success_is_tried_again_on_the_plain_classifier() -> None:
+    plain = make_linear(2, dtype=torch.float32)
+    with torch.no_grad():
+        fast = make_linear(2, dtype=torch.float32)
+        fast.bias += torch.tensor([-0.05, 0.0])  # wrong a little too early
+    pixels = make_images(20, dtype=torch.float32)
+    with torch.no_grad():
+        pixels = pixels[plain(pixels).argmax(1) == 0]
+    images = ImageSet(pixels, torch.zeros(len(pixels)).long(), ("a", "b"))
+    slow = [Planned("pgd", ATTACKS["pgd"], {"steps": 200, "step_size": 0.0005, "random_start": False})]
+    with_fast = run(plain, images, plan=slow, eps=0.1, sweep=(), fast=fast)
+    without = run(plain, images, plan=slow, eps=0.1, sweep=())
+    assert torch.equal(with_fast.broken_at, without.broken_at) and not without.robust(0.1).any()
+
+
 def test_every_effort_runs_the_cheapest_attack_first() -> None:
     for effort in ("quick", "standard"):
         weights = [planned.weight for planned in plan_for(effort, "linf")]

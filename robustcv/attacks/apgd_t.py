@@ -18,6 +18,7 @@ def apgd_t(
     eps: Radius,
     norm: NormName = "linf",
     targets: Int64[Tensor, " n"] | None = None,
+    towards: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
     classes: int = 9,
@@ -37,6 +38,8 @@ def apgd_t(
         ``linf``, ``l2``, ``l1`` or ``l0``.
     targets
         Classes to reach; None tries the likeliest wrong ones and counts any wrong answer as success.
+    towards
+        Classes to go towards in one run, while any wrong answer is a success: how a caller takes the classes in turn.
     seeds
         One per image, for the random starts; None uses the position in the batch.
     steps
@@ -58,4 +61,4 @@ def apgd_t(
             classifier, images, labels, eps=eps, norm=norm, targets=wanted, seeds=seeds + rank, steps=steps, loss=loss
         )
 
-    return towards_each(classifier, images, labels, targets, classes, run)
+    return towards_each(classifier, images, labels, targets, towards, classes, run)

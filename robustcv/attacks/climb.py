@@ -18,7 +18,7 @@ def gradient_at(
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"], Float[Tensor, "n k"]]:
     """Compute gradient, loss and logits with one forward and one backward pass; zero where a gradient is not finite."""
     candidates = candidates.detach().requires_grad_()
-    logits = classifier(candidates)
+    logits = classifier(candidates).to(candidates.dtype)
     losses = LOSSES[loss](logits, labels, targets)
     (gradient,) = torch.autograd.grad(losses.sum(), candidates)
     return gradient.nan_to_num(0.0, 0.0, 0.0), losses.detach(), logits.detach()

@@ -22,6 +22,7 @@ def fab(
     *,
     norm: Literal["linf", "l2", "l1"] = "linf",
     targets: Int64[Tensor, " n"] | None = None,
+    towards: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
     classes: int = 9,
@@ -44,6 +45,8 @@ def fab(
         ``linf``, ``l2`` or ``l1``.
     targets
         Classes whose boundary is sought; None tries the likeliest wrong ones.
+    towards
+        Classes to go towards in one run, while any wrong answer is a success: how a caller takes the classes in turn.
     seeds
         Not used: the attack is deterministic.
     steps
@@ -69,7 +72,7 @@ def fab(
         nearest.approach(classifier, labels, targets, LAST, others=last)
         return nearest.images.clone()
 
-    towards_each(classifier, images, labels, targets, classes, run)
+    towards_each(classifier, images, labels, targets, towards, classes, run)
     return nearest.images
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustcv import draws
 from robustcv.attacks.nearest import Nearest
 from robustcv.attacks.norms import NormName
-from robustcv.classifier import Tracked, rows_in_play
+from robustcv.classifier import Tracked, frozen, rows_in_play
 
 # our name: foolbox's class by norm, and options that keep a run short
 FOOLBOX: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
@@ -94,7 +94,7 @@ def foolbox_attack(name: str) -> Callable[..., Tensor]:
             if targets is None
             else foolbox.criteria.TargetedMisclassification(targets[rows])
         )
-        with _seeded(int(seeds.sum())):
+        with frozen(plain), _seeded(int(seeds.sum())):
             model = foolbox.PyTorchModel(counted.eval(), bounds=(0, 1), device=images.device)
             runner = kind(**{key: value for key, value in options.items() if key in known})
             more = (

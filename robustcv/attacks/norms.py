@@ -1,5 +1,6 @@
 """The balls an attack may move in: where to start, which way is up, how to come back, how far it went."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -83,7 +84,7 @@ def l2_start(
     """Draw a point uniformly from the L2 ball (a normal direction, radius u^(1/d)), then clip to [0, 1]."""
     shape = tuple(images.shape[1:])
     direction = l2_ascend(draws.normal(seeds, shape, 2 * stream).to(images))
-    radius = draws.uniform(seeds, (1,), 4 * stream + 3).to(images).squeeze(1) ** (1 / images[0].numel())
+    radius = draws.uniform(seeds, (1,), 4 * stream + 3).to(images).squeeze(1) ** (1 / math.prod(images.shape[1:]))
     return l2_project(images + wide(eps, images) * wide(radius, images) * direction, images, eps)
 
 
@@ -130,7 +131,7 @@ def l1_start(
     images: Float[Tensor, "n c h w"], eps: Radius, seeds: Int64[Tensor, " n"], stream: int
 ) -> Float[Tensor, "n c h w"]:
     """Draw a point uniformly from the L1 ball (normalised exponentials with random signs), then go to [0, 1]."""
-    d = images[0].numel()
+    d = math.prod(images.shape[1:])
     drawn = draws.uniform(seeds, (2 * d + 1,), stream).to(images)
     exponential = -torch.log1p(-drawn[:, : d + 1])
     change = wide(eps, drawn) * exponential[:, :d] / exponential.sum(1, keepdim=True) * (drawn[:, d + 1 :] - 0.5).sign()

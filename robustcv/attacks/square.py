@@ -118,8 +118,17 @@ def _linf_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: 
     drawn = draws.uniform(seeds, (2 + c,), query + 2).to(images)
     inside = _window(_place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side), side, images)
     signs = (drawn[:, 2:] >= 0.5).to(images) * 2 - 1
-    moved = images + wide(eps, images) * signs[:, :, None, None]
-    return torch.where(inside, linf_project(moved, images, eps), best)
+
+    def proposal() -> Tensor:
+        moved = images + wide(eps, images) * signs[:, :, None, None]
+        return torch.where(inside, linf_project(moved, images, eps), best)
+
+    proposed = proposal()
+    same = (proposed == best).flatten(1).all(1)
+    if bool(same.any()):  # a query about what is known already would be wasted
+        signs[same, 0] *= -1
+        proposed = proposal()
+    return proposed
 
 
 @cache

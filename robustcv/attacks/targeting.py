@@ -15,6 +15,7 @@ def towards_each(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     targets: Int64[Tensor, " n"] | None,
+    towards: Int64[Tensor, " n"] | None,
     classes: int,
     run: Callable[[Int64[Tensor, " n"], int], Float[Tensor, "n c h w"]],
 ) -> Float[Tensor, "n c h w"]:
@@ -24,13 +25,17 @@ def towards_each(
 
     Parameters
     ----------
+    targets
+        Classes to reach.
+    towards
+        Classes to go towards in one run, while any wrong answer is a success.
     classes
         How many wrong classes, at most all of them.
     run
         ``run(targets, rank)`` gives candidates.
     """
-    if targets is not None:
-        return run(targets, 0)
+    if targets is not None or towards is not None:
+        return run(targets if targets is not None else towards, 0)  # type: ignore[arg-type]
     ranked = _ranked(classifier, images, labels)
     found, fools = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for rank in range(min(classes, ranked.shape[1])):

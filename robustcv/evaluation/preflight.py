@@ -1,5 +1,6 @@
 """Checks before an audit: what would make every number meaningless stops it, what would make one doubtful is raised."""
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def _beats_majority(predictions: Predictions) -> Check:
 def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> Check:
     if trained_on is None:
         return Check(check="class order", status="not run", figure="the model does not name its classes")
-    other = [f"{a!r} against {b!r}" for a, b in zip(trained_on, names, strict=False) if a != b]
+    other = [f"{a!r} against {b!r}" for a, b in zip_longest(trained_on, names) if a != b]
     figure = "the same names" if not other else f"{len(other)} differ: {other[0]}"
     return _check("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
 
@@ -117,6 +118,8 @@ def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
 
 def _alone(classifier: nn.Module, batch: Tensor) -> Check:
     with torch.no_grad():
+        if not torch.equal(classifier(batch), classifier(batch)):
+            return Check(check="images apart", status="not run", figure="two passes over the same batch differ anyway")
         together, alone = classifier(batch), torch.cat([classifier(image[None]) for image in batch])
     gap = float((together - alone).abs().max())
     fix = "an image's answer depends on the others in its batch: use batch norm's running averages (model.eval())"

@@ -46,7 +46,7 @@ class Planned:
         """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
         known = inspect.signature(self.attack).parameters
         values = {name: self.options.get(name, parameter.default) for name, parameter in known.items()}
-        length = 3 * int(values.get("steps", 1)) if "queries" not in values else int(values["queries"])
+        length = 3 * int(values.get("steps", 1) or 300) if "queries" not in values else int(values["queries"])
         return length * int(values.get("restarts", 1)) * int(values.get("classes", 1)) + 3
 
 
@@ -166,9 +166,9 @@ def worst_case(
     """Decide for every image that is right when clean whether any attack of a plan breaks it, at each eps.
 
     The headline eps comes first, then the larger ones for the images that still stand, then the smaller ones, largest
-    first, for the images that fell: an image broken at an eps counts as broken at every larger one, and one that
-    stands counts as standing at every smaller one. Within an eps each attack sees only what the attacks before it have
-    left, and an image is left alone from the moment it is broken.
+    first, for the images that fell: an image broken at an eps counts as broken at every larger one, one that stands
+    counts as standing at every smaller one, and a change that is small enough counts without another attack. Within an
+    eps each attack sees only what the attacks before it have left, and an image is left alone once it is broken.
 
     A success counts when the candidate lies in the ball and in [0, 1], and a second, separate forward pass of the
     plain classifier is fooled too. After each (block, attack, eps) the result is saved, and read instead of repeated.
@@ -190,12 +190,17 @@ def worst_case(
     every = sorted({eps, *sweep})
     order = [eps, *(each for each in every if each > eps), *(each for each in reversed(every) if each < eps)]
     results: dict[float, list[AttackResult]] = {}
-    candidates, closest = {}, standing.closest
+    candidates: dict[float, tuple[Tensor, Tensor]] = {}
+    closest = standing.closest
     for each in order:
         wanted = torch.inf if each >= eps else min(other for other in every if other > each)
         rows = (standing.broken_at == wanted).nonzero().squeeze(1)
+        fits = rows[standing.distance[rows] <= each]  # what broke them is small enough here too
+        standing.broken_at[fits] = each
         standing.closest = torch.ones_like(standing.closest)
-        results[each], candidates[each] = _at_eps(job, plan, standing, each, rows, reason, tag)
+        rows = rows[standing.broken_at[rows] != each]
+        results[each], found = _at_eps(job, plan, standing, each, rows, reason, tag)
+        candidates[each] = _with(found, candidates.get(wanted), fits)
         if each == eps:
             closest = standing.closest
     return WorstCase(
@@ -210,6 +215,16 @@ def worst_case(
         results=tuple(result for each in every for result in results[each]),
         candidates=candidates,
     )
+
+
+def _with(found: tuple[Tensor, Tensor], larger: tuple[Tensor, Tensor] | None, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the candidates of some rows that were found at the next larger eps."""
+    if larger is None or len(rows) == 0:
+        return found
+    take = torch.isin(larger[0], rows)
+    every, pictures = torch.cat([found[0], larger[0][take]]), torch.cat([found[1], larger[1][take]])
+    order = every.argsort()
+    return every[order], pictures[order]
 
 
 def _fresh(job: Job, among: Tensor) -> _Standing:
@@ -228,7 +243,7 @@ def _at_eps(
 ) -> tuple[list[AttackResult], tuple[Tensor, Tensor]]:
     """Run the plan at one eps; gives a record per attack, and the best candidates of broken and remembered images."""
     results = []
-    pictures: dict[int, Tensor] = {}
+    pictures: dict[int, tuple[float, Tensor]] = {}
     open_rows = standing.broken_at > eps  # an image that fell at a larger eps is open again at this one
     for place, planned in enumerate(plan):
         total = _Total(planned, job.norm, eps, reason)
@@ -241,19 +256,24 @@ def _at_eps(
                 key = f"{reason}{tag}-{planned.name}-{place}-{job.norm}-{eps.hex()}-{number}-{round_number}"
                 done = _saved(job.state, key)
                 if done is None:
-                    done = _attack(job, planned, eps, todo, block, ranked, round_number, purpose, options)
+                    own = f"{reason}-{place}-{purpose}"  # the same attack again starts elsewhere
+                    done = _attack(job, planned, eps, todo, block, ranked, round_number, own, options)
                     _save(job.state, key, done)
                 ranked = done.ranked if ranked is None and len(done.ranked) else ranked
                 total.add(done)
                 fell = _note(standing, place, eps, done)
                 open_rows[fell] = False
-                pictures.update({int(row): done.best[k] for k, row in enumerate(done.kept.tolist())})
+                total.broken += len(fell)
+                scores = dict(zip(done.rows.tolist(), done.score.tolist(), strict=True))
+                for row, picture in zip(done.kept.tolist(), done.best, strict=True):
+                    if row not in pictures or not open_rows[row] or scores[row] < pictures[row][0]:
+                        pictures[row] = scores[row], picture
             job.advance(len(block) * planned.weight)
         job.advance((len(job.images) - len(rows)) * planned.weight)
-        results.append(total.record(int(((standing.broken_by == place) & (standing.broken_at == eps)).sum())))
+        results.append(total.record())
     keep = sorted(row for row in pictures if not open_rows[row] or job.kept()[row])
     empty = torch.empty(0, *job.images.shape)
-    return results, (torch.tensor(keep).long(), torch.stack([pictures[row] for row in keep]) if keep else empty)
+    return results, (torch.tensor(keep).long(), torch.stack([pictures[row][1] for row in keep]) if keep else empty)
 
 
 def _rounds(planned: Planned) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -287,6 +307,7 @@ class _Total:
     eps: float
     reason: Reason
     attempted: int = 0
+    broken: int = 0
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
@@ -300,7 +321,7 @@ class _Total:
         if len(done.distance):
             self.max_distance = max(self.max_distance or 0.0, float(done.distance.max()))
 
-    def record(self, broken: int) -> AttackResult:
+    def record(self) -> AttackResult:
         """Make the record."""
         return AttackResult(
             name=self.planned.name,
@@ -308,7 +329,7 @@ class _Total:
             norm=self.norm,
             eps=self.eps,
             attempted=self.attempted,
-            broken=broken,
+            broken=self.broken,
             forward=self.forward,
             backward=self.backward,
             seconds=self.seconds,
@@ -421,9 +442,11 @@ def _attack_batch(
     seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)
     given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
     if targets is not None:
-        given["targets"] = targets.to(job.device)
+        given["towards"] = targets.to(job.device)
     checks = 0
-    for _ in range(2):  # once more for those whose success the second opinion did not share
+    for attempt in range(2):
+        if attempt == 1:  # once more, on the plain classifier, for those whose success it did not share
+            tracked.classifier, tracked.judge = job.classifier, make_judge(clean, labels, ball, eps)
         returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
         if job.eight_bit:
             returned = to_eight_bit(returned, clean)

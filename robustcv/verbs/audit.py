@@ -73,6 +73,13 @@ def audit(
         device=device,
         progress=progress,
     )
+    if options["eight_bit"] and not data.eight_bit:
+        raise UserError(
+            "RCV-E087",
+            "these images are no multiples of 1/255",
+            "rounded to 8 bits even a clean one would change, so no success could be told from rounding",
+            "leave --eight-bit out, or give 8-bit images",
+        )
     patch_images = _training_images(images, options, loaded, device, progress) if "patch" in options["also"] else None
     described = describe_model(loaded)
     state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))

@@ -1,6 +1,7 @@
 """What happens to pictures without an attacker, as in ImageNet-C and CIFAR-10-C: by name in `CORRUPTIONS`."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,9 @@ def _in_chunks(corrupt: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(corrupt)
     def chunked(images: Tensor, *, severity: int, seeds: Tensor) -> Tensor:
-        size = max(1, VALUES_A_CHUNK * (1 if images.device.type == "cpu" else 32) // max(images[0].numel(), 1))
+        size = max(
+            1, VALUES_A_CHUNK * (1 if images.device.type == "cpu" else 32) // max(math.prod(images.shape[1:]), 1)
+        )
         if len(images) <= size:
             return corrupt(images, severity=severity, seeds=seeds)
         out = torch.empty_like(images)

@@ -48,7 +48,8 @@ def defocus_blur(
     middle = kernel.shape[0] // 2
     kernel = kernel[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1].to(images)
     flat = images.flatten(0, 1)[:, None]
-    padded = functional.pad(flat, (reach, reach, reach, reach), mode="reflect")
+    border = "reflect" if reach < min(images.shape[-2:]) else "replicate"  # very thin pictures cannot be mirrored
+    padded = functional.pad(flat, (reach, reach, reach, reach), mode=border)
     if reach <= 1:
         return functional.conv2d(padded, kernel[None, None]).reshape_as(images).clamp_(0, 1)
     shape = (padded.shape[-2], padded.shape[-1])
