@@ -322,7 +322,7 @@ def oracle() -> list[str]:
             "robustcv PGD-40, margin": robustcv("pgd", steps=40, step_size=size, loss="margin"),
             "robustcv PGD-40, cross-entropy": robustcv("pgd", steps=40, step_size=size),
             "torchattacks PGD-40": torchattacks.PGD(model, eps=eps, alpha=size, steps=40)(pixels, labels),
-            "torchattacks AutoAttack (10 steps each)": torchattacks.APGDT(model, eps=eps, n_classes=10)(pixels, labels),
+            "torchattacks APGDT, defaults (10 steps)": torchattacks.APGDT(model, eps=eps, n_classes=10)(pixels, labels),
             "foolbox LinfPGD, defaults": foolbox.attacks.LinfPGD()(wrapped, pixels, labels, epsilons=eps)[1],
             "ART PGD-20": by_art(model, pixels, labels, eps, size),
         }
@@ -377,6 +377,11 @@ def main() -> None:
     for name in options.only.split(","):
         title, run = parts[name]
         lines = run()
+        if not any(line.startswith("| ") and not line.startswith(("| ---", "| model")) for line in lines):
+            print(
+                f"{name}: nothing was measured, so RESULTS.md keeps what it has; see make bench-models, AUTOATTACK=DIR"
+            )
+            continue
         command = f"python benchmarks/attacks.py --only {name} --rounds {options.rounds}"
         block = "\n".join(
             [f"## {title}", "", f"`{command}`, {os.cpu_count()} CPU cores, torch {torch.__version__}", "", *lines, ""]

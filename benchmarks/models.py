@@ -1,4 +1,4 @@
-"""The models that the benchmarks attack, trained here: `make bench-models` (about 40 minutes on two cores).
+"""The models that the benchmarks attack, trained here: `make bench-models` (an hour on two cores).
 
     python benchmarks/models.py [--only NAME] [--out benchmarks/weights]
 
@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--only", choices=list(MODELS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
     options = parser.parse_args()
+    if not os.environ.get("ROBUSTCV_DATA"):
+        parser.error(f"set ROBUSTCV_DATA to a folder with {CIFAR} and fashion_mnist/")
     for name in MODELS if options.only is None else [options.only]:
         if not (options.out / f"{name}.safetensors").exists():
             train(name, options.out)

@@ -48,7 +48,7 @@ def _threats(record: Record) -> Table:
 def _patch(threat: OtherThreat, files: Files) -> Gallery:
     assert threat.file is not None
     uri = images.data_uri(images.decode(files[threat.file]))
-    picture = Picture(uri, "the trained patch", f"to print: {threat.file}")
+    picture = Picture(uri, "the trained patch", "patch.png, to print")
     return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=5)
 
 
