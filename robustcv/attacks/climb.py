@@ -28,8 +28,10 @@ Given = TypeVar("Given")
 
 
 def chosen(values: Given, rows: Int64[Tensor, " m"]) -> Given:
-    """Take some rows of what is given for each image; None, or one number for all, stays what it is."""
-    return cast(Given, values[rows]) if isinstance(values, Tensor) else values
+    """Take some rows of what is given for each image; None, one number for all, or all rows, stays what it is."""
+    if not isinstance(values, Tensor) or len(rows) == len(values):  # rows are in order, so all of them are the whole
+        return values
+    return cast(Given, values[rows])
 
 
 class Best:

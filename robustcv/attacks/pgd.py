@@ -78,18 +78,17 @@ def pgd(
             rows = rows_in_play(classifier, images)
             if len(rows) == 0:
                 return best.images if keep == "best" else current
-            candidates, wanted = current[rows], chosen(targets, rows)
+            candidates, clean, wanted = chosen(current, rows), chosen(images, rows), chosen(targets, rows)
             if step < steps:
-                gradient, losses, logits = gradient_at(classifier, candidates, labels[rows], wanted, loss)
-                current[rows] = ball.project(
-                    candidates + wide(chosen(size, rows), candidates) * ball.ascend(gradient),
-                    images[rows],
-                    chosen(eps, rows),
-                )
+                gradient, losses, logits = gradient_at(classifier, candidates, chosen(labels, rows), wanted, loss)
             else:
                 with torch.no_grad():
-                    logits = classifier(candidates)
-                    losses = LOSSES[loss](logits, labels[rows], wanted)
+                    logits = classifier(candidates).to(candidates.dtype)
+                    losses = LOSSES[loss](logits, chosen(labels, rows), wanted)
             if keep == "best":
                 best.offer(rows, candidates, losses, logits, labels, targets)
+            if step < steps:
+                stepped = candidates + wide(chosen(size, rows), candidates) * ball.ascend(gradient)
+                stepped = ball.project(stepped, clean, chosen(eps, rows))
+                current = stepped if len(rows) == len(images) else current.index_copy(0, rows, stepped)
     return best.images
