@@ -19,7 +19,7 @@ test: $(VENV)/.installed-test  ## everything the project checks: lint, types, te
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not every_case"
 
-check: $(VENV)/.installed-test  ## the fast part of `make test` (90 s at most)
+check: $(VENV)/.installed-test  ## the fast part of `make test` (about three minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
