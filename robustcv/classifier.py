@@ -158,6 +158,27 @@ class Tracked(nn.Module):
         self.backwards[rows] += self.samples
 
 
+class Counted(nn.Module):
+    """Counts passes over all images together, for methods whose queries cannot be told apart by image."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.samples = int(getattr(classifier, "samples", 1))
+        self.forwards = self.backwards = 0
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Query the classifier."""
+        logits: Tensor = self.classifier(images)
+        self.forwards += len(images) * self.samples
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient) * self.samples
+
+
 def rows_in_play(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> Int64[Tensor, " m"]:
     """Give the rows an attack should query now: those still in play, or all of them for a plain module."""
     if isinstance(classifier, Tracked):

@@ -32,9 +32,7 @@ def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module
     """
     network = classifier.network if type(classifier) is Classifier else classifier
     has_norm = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
-    first = next(iter(network.children()), None) if isinstance(network, nn.Sequential) else None
-    normalises = type(classifier) is Classifier and isinstance(first, nn.Conv2d) and not any(first.padding)
-    if not (has_norm or normalises):
+    if not (has_norm or _absorbing(classifier, network)):
         return classifier
     try:
         fast = fuse(copy.deepcopy(network)) if has_norm else copy.deepcopy(network)
@@ -61,16 +59,22 @@ def _agree(classifier: nn.Module, fast: nn.Module, images: Tensor) -> bool:
     return bool(near and (fast_slope - slope).norm() <= SLOPES * slope.norm())
 
 
+def _absorbing(classifier: nn.Module, network: nn.Module) -> nn.Conv2d | None:
+    """Give the first convolution where it can take in the normalisation exactly: no padding, which would be zeros."""
+    first = next(iter(network.children()), None) if isinstance(network, nn.Sequential) else None
+    if type(classifier) is not Classifier or classifier.size is not None:
+        return None
+    if not isinstance(first, nn.Conv2d) or first.groups != 1 or any(first.padding):
+        return None
+    return first
+
+
 def _renormalised(classifier: Classifier, network: nn.Module) -> nn.Module:
-    """Put a classifier's normalisation around a network, or inside its first convolution where that is exact."""
-    plain = Classifier(network, mean=classifier.mean.flatten().tolist(), std=classifier.std.flatten().tolist(),
-                       size=classifier.size)  # fmt: skip
-    plain = plain.to(classifier.mean.device)
-    first = next(iter(network.children()), None)
-    if classifier.size is not None or not isinstance(first, nn.Conv2d) or first.groups != 1 or any(first.padding):
-        return plain
-    if not isinstance(network, nn.Sequential):
-        return plain
+    """Put a classifier's normalisation into its network's first convolution, or else around the network."""
+    first = _absorbing(classifier, network)
+    if first is None:
+        mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
+        return Classifier(network, mean=mean, std=std, size=classifier.size).to(classifier.mean.device)
     with torch.no_grad():
         weight = first.weight / classifier.std
         shift = (weight * classifier.mean).sum((1, 2, 3))

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from robustcv.attacks.climb import chosen
 from robustcv.attacks.halfspace import nearest_crossing
-from robustcv.attacks.losses import wrong_classes
 from robustcv.attacks.nearest import Nearest
 from robustcv.attacks.norms import NormName
 from robustcv.classifier import rows_in_play
@@ -65,10 +65,7 @@ def deepfool(
         going[rows[fools]] = False
         if not bool(going[rows].any()):
             break
-        wanted = (
-            wrong_classes(logits.detach(), labels[rows])[:, :nearest_of] if targets is None else targets[rows, None]
-        )
-        step = nearest_crossing(here, logits, labels[rows], wanted, norm)
+        step = nearest_crossing(here, logits, labels[rows], chosen(targets, rows), nearest_of, norm)
         moved = (here.detach() + (1 + overshoot) * step).clamp(0, 1)
         current[rows] = torch.where(going[rows][:, None, None, None], moved, current[rows])
     nearest.approach(classifier, labels, targets, LAST)

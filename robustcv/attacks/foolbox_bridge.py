@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustcv import draws
 from robustcv.attacks.nearest import Nearest
 from robustcv.attacks.norms import NormName
-from robustcv.classifier import Tracked, frozen, rows_in_play
+from robustcv.classifier import Counted, Tracked, frozen, rows_in_play
 
 # our name: foolbox's class by norm, and options that keep a run short
 FOOLBOX: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
@@ -84,7 +84,7 @@ def foolbox_attack(name: str) -> Callable[..., Tensor]:
         rows = rows[right]
         if len(rows) == 0:
             return images.clone()
-        counted = _Counted(plain)
+        counted = Counted(plain)  # foolbox asks about copies of images, which `Tracked` could not tell apart
         options = {**usual, **({} if steps is None else {"steps": steps})}
         kind = getattr(foolbox.attacks, by_norm[norm])
         known = inspect.signature(kind.__init__).parameters
@@ -118,24 +118,6 @@ def _foolbox() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return importlib.import_module("foolbox")
-
-
-class _Counted(nn.Module):
-    """Counts rows: foolbox asks about copies of images, which `Tracked` could not tell apart."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier, self.forwards, self.backwards = classifier, 0, 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.forwards += len(images)
-        logits: Tensor = self.classifier(images)
-        if logits.requires_grad:
-            logits.register_hook(self._seen)
-        return logits
-
-    def _seen(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def _count(classifier: nn.Module, rows: Tensor, forwards: int, backwards: int) -> None:

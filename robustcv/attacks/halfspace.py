@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from robustcv.attacks.losses import wrong_classes
 from robustcv.attacks.norms import NORMS, NormName
 
 
@@ -72,13 +73,15 @@ def nearest_crossing(
     here: Float[Tensor, "n c h w"],
     logits: Float[Tensor, "n k"],
     labels: Int64[Tensor, " n"],
-    wanted: Int64[Tensor, "n m"],
+    targets: Int64[Tensor, " n"] | None,
+    nearest_of: int,
     norm: NormName,
 ) -> Float[Tensor, "n c h w"]:
-    """Give the shortest of the changes that cross the linearised boundaries to the wanted classes.
+    """Give the shortest change that crosses a linearised boundary to a target, or to one of the likeliest classes.
 
-    Costs one backward pass for each wanted class, through the graph that made ``logits`` from ``here``.
+    Costs one backward pass for each class considered, through the graph that made ``logits`` from ``here``.
     """
+    wanted = wrong_classes(logits.detach(), labels)[:, :nearest_of] if targets is None else targets[:, None]
     own = logits.gather(1, labels[:, None])
     best, shortest = torch.zeros_like(here), torch.full((len(here),), torch.inf, dtype=torch.float64).to(here.device)
     for k in range(wanted.shape[1]):

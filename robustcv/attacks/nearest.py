@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robustcv.attacks.climb import chosen
 from robustcv.attacks.halfspace import nearest_crossing
-from robustcv.attacks.losses import margin, wrong_classes
+from robustcv.attacks.losses import margin
 from robustcv.attacks.norms import NORMS, NormName
 from robustcv.classifier import rows_in_play
 
@@ -51,10 +51,7 @@ class Nearest:
             return start
         here = self.clean[rows].requires_grad_()
         logits = classifier(here)
-        wanted = (
-            wrong_classes(logits.detach(), labels[rows])[:, :nearest_of] if targets is None else targets[rows, None]
-        )
-        step = nearest_crossing(here, logits, labels[rows], wanted, self.norm)
+        step = nearest_crossing(here, logits, labels[rows], chosen(targets, rows), nearest_of, self.norm)
         self.offer(rows, here.detach(), logits, labels, targets)
         start[rows] = (here.detach() + 1.02 * step).clamp(0, 1)
         return start

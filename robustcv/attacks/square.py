@@ -89,13 +89,14 @@ def _side(query: int, queries: int, share: float, images: Tensor) -> int:
     return max(1, min(round(math.sqrt(covered * h * w)), h, w))
 
 
-def _signs(seeds: Tensor, shape: tuple[int, ...], stream: int, like: Tensor) -> Tensor:
-    return (draws.uniform(seeds, shape, stream) >= 0.5).to(like) * 2 - 1
+def _signs(drawn: Tensor) -> Tensor:
+    """Make -1 and 1 of uniform numbers."""
+    return (drawn >= 0.5).to(drawn) * 2 - 1
 
 
 def _stripes(images: Tensor, eps: Radius, seeds: Tensor, *, level: bool) -> Tensor:
     c, h, w = images.shape[1:]
-    signs = _signs(seeds, (c, h, 1) if level else (c, 1, w), int(level), images)
+    signs = _signs(draws.uniform(seeds, (c, h, 1) if level else (c, 1, w), int(level)).to(images))
     return linf_project(images + wide(eps, images) * signs, images, eps)
 
 
@@ -117,7 +118,7 @@ def _linf_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: 
     c, h, w = images.shape[1:]
     drawn = draws.uniform(seeds, (2 + c,), query + 2).to(images)
     inside = _window(_place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side), side, images)
-    signs = (drawn[:, 2:] >= 0.5).to(images) * 2 - 1
+    signs = _signs(drawn[:, 2:])
 
     def proposal() -> Tensor:
         moved = images + wide(eps, images) * signs[:, :, None, None]
@@ -157,7 +158,7 @@ def _tiles(images: Tensor, eps: Radius, seeds: Tensor, stream: int) -> Tensor:
     down, across = -(-h // side), -(-w // side)
     drawn = draws.uniform(seeds, (1 + c, down, across), stream).to(images)
     tile = _halves(side, drawn[:, 0, 0, 0] >= 0.5, images)
-    signs = (drawn[:, 1:] >= 0.5).to(images) * 2 - 1
+    signs = _signs(drawn[:, 1:])
     change = (signs[..., None, None] * tile[:, :, None, None]).permute(0, 1, 2, 4, 3, 5).reshape(
         n, c, down * side, across * side
     )[..., :h, :w]  # fmt: skip
@@ -178,7 +179,7 @@ def _l2_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: in
     x = (torch.arange(w, device=images.device) - left[:, None]).clamp(0, side - 1)[:, None, None, :]
     bumps = _halves(side, drawn[:, 4] >= 0.5, images).flatten(2)
     placed = bumps.gather(2, (y * side + x).flatten(2)).reshape(-1, 1, h, w) * into
-    signs = (drawn[:, 5:] >= 0.5).to(images) * 2 - 1
+    signs = _signs(drawn[:, 5:])
     old = change * into
     tiny = torch.finfo(images.dtype).tiny
     fresh = placed * signs[:, :, None, None] + old / old.norm(dim=over, keepdim=True).clamp_min(tiny)

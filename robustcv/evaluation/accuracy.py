@@ -37,7 +37,12 @@ class Predictions:
     @property
     def correct(self) -> Bool[Tensor, " n"]:
         """Which images are right; one with a logit that is not finite never is."""
-        return (self.classes == self.labels) & self.logits.isfinite().all(1)
+        return right(self.logits, self.labels)
+
+
+def right(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Tell which answers are right; one with a logit that is not finite never is."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
 def predict(
@@ -59,7 +64,11 @@ def predict(
 
 def proportion(name: str, hits: Tensor, **fields: str | float | None) -> Metric:
     """Make the metric of a proportion from a mask, with its Wilson interval."""
-    count, n = int(hits.sum()), len(hits)
+    return share(name, int(hits.sum()), len(hits), **fields)
+
+
+def share(name: str, count: int, n: int, **fields: str | float | None) -> Metric:
+    """Make the metric of a proportion from counts, with its Wilson interval."""
     low, high = stats.wilson(count, n)
     return Metric(name=name, n=n, count=count, low=low, high=high, **fields)  # type: ignore[arg-type]
 

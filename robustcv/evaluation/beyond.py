@@ -1,5 +1,6 @@
 """Beyond norm balls: corruptions, rotations and shifts, patches; each a threat model of its own, never mixed."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcv import draws, stats
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
 from robustcv.attacks.patch import apply_patch, train_patch
 from robustcv.attacks.spatial import spatial
-from robustcv.classifier import Tracked
+from robustcv.classifier import Counted, Tracked
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
-from robustcv.evaluation.accuracy import proportion
+from robustcv.evaluation.accuracy import proportion, right
 from robustcv.evaluation.worst_case import Job
 from robustcv.records import CorruptionRow, Metric, OtherThreat
 from robustcv.runtime import Advance
@@ -58,17 +59,20 @@ def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: in
     key = f"corruption-{name}-{severity}"
     if (saved := job.state.load_arrays(key)) is not None:
         return torch.from_numpy(saved["correct"].copy())
-    seeds = draws.image_seeds(job.seed, job.images.hashes, key)
-    parts, done = [], 0
-    for batch, labels in job.images.batches(job.batch_size):
-        own = seeds[done : done + len(batch)].to(job.device)
-        done += len(batch)
-        with torch.no_grad():
-            logits = job.classifier(corrupt(batch.to(job.device), severity=severity, seeds=own))
-        parts.append((logits.argmax(1).cpu() == labels) & logits.isfinite().all(1).cpu())
-    correct = torch.cat(parts)
+    correct = _right_after(job, job.classifier, functools.partial(corrupt, severity=severity), key)
     job.state.save_arrays(key, {"correct": correct.numpy()})
     return correct
+
+
+def _right_after(job: Job, classifier: nn.Module, change: Callable[..., Tensor], purpose: str) -> Bool[Tensor, " n"]:
+    """Tell which images are right after a change, ``change(images, seeds=...)``, drawn from each one's own seed."""
+    seeds = draws.image_seeds(job.seed, job.images.hashes, purpose).split(job.batch_size)
+    parts = []
+    for (batch, labels), own in zip(job.images.batches(job.batch_size), seeds, strict=True):
+        with torch.no_grad():
+            logits = classifier(change(batch.to(job.device), seeds=own.to(job.device)))
+        parts.append(right(logits.cpu(), labels))
+    return torch.cat(parts)
 
 
 def spatial_threat(
@@ -85,7 +89,7 @@ def spatial_threat(
         clean, labels = clean.to(job.device), labels.to(job.device)
 
         def judge(candidates: Tensor, logits: Tensor, rows: Tensor, labels: Tensor = labels) -> tuple[Tensor, Tensor]:
-            wrong = (logits.argmax(1) != labels[rows]) | ~logits.isfinite().all(1)
+            wrong = ~right(logits, labels[rows])
             return wrong, torch.where(wrong, -1.0, 1.0).to(candidates)
 
         tracked = Tracked(job.classifier, clean, judge)
@@ -128,36 +132,25 @@ def patch_threat(
         )
     pixels, labels = next(train.batches(len(train)))
     seeds = draws.image_seeds(job.seed, train.hashes, "patch").to(job.device)
-    patch = train_patch(job.classifier, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
+    counted = Counted(job.classifier)
+    patch = train_patch(counted, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
     placed = {name: options[name] for name in PLACED if name in options}
-    stands, covered = (_under(job, sticker, placed) for sticker in (patch, torch.full_like(patch, 0.5)))
+    stands, covered = (
+        _right_after(job, counted, functools.partial(apply_patch, patch=sticker, **placed), "patch places")
+        for sticker in (patch, torch.full_like(patch, 0.5))
+    )
     advance(len(stands))
-    right = job.predictions.correct
-    steps, batch = int(options.get("steps", 200)), min(int(options.get("batch_size", 64)), len(train))
+    correct = job.predictions.correct
     threat = OtherThreat(
         name="patch",
         options=dict(options),
-        attempted=int(right.sum()),
-        broken=int((right & ~stands).sum()),
-        control_broken=int((right & ~covered).sum()),
+        attempted=int(correct.sum()),
+        broken=int((correct & ~stands).sum()),
+        control_broken=int((correct & ~covered).sum()),
         control="the same places under a grey patch",
-        forward=(steps * batch + 2 * len(stands)) * job.samples,
-        backward=steps * batch * job.samples,
+        forward=counted.forwards,
+        backward=counted.backwards,
         seconds=time.monotonic() - started,
         file="evidence/patch.png",
     )
-    return threat, proportion("patch_accuracy", right & stands, bound="upper", attack="patch"), patch.cpu()
-
-
-def _under(job: Job, patch: Tensor, placed: Mapping[str, Any]) -> Bool[Tensor, " n"]:
-    """Tell which images are right with a patch somewhere on them."""
-    seeds = draws.image_seeds(job.seed, job.images.hashes, "patch places")
-    parts, done = [], 0
-    for batch, labels in job.images.batches(job.batch_size):
-        own = seeds[done : done + len(batch)].to(job.device)
-        done += len(batch)
-        with torch.no_grad():
-            shown = apply_patch(batch.to(job.device), patch, seeds=own, **placed)
-            logits = job.classifier(shown).cpu()
-        parts.append((logits.argmax(1) == labels) & logits.isfinite().all(1))
-    return torch.cat(parts)
+    return threat, proportion("patch_accuracy", correct & stands, bound="upper", attack="patch"), patch.cpu()

@@ -51,14 +51,16 @@ def preflight(
         The classes the classifier was trained on, in order, where that is known.
     """
     batch, labels = next(images.take(torch.arange(min(ROWS, len(images)))).batches(ROWS))
+    with torch.no_grad():
+        first, second = classifier(batch.to(device)), classifier(batch.to(device))
     return (
         _mode(was_training),
         _logits(predictions.logits),
         _finite(predictions.logits),
         _beats_majority(predictions),
         _class_names(trained_on, images.class_names),
-        _deterministic(classifier, batch.to(device)),
-        _alone(classifier, batch.to(device)),
+        _deterministic(first, second),
+        _alone(classifier, batch.to(device), first, second),
         _dynamic(classifier, batch.to(device)),
         _gradients(classifier, batch.to(device), labels.to(device)),
     )
@@ -106,9 +108,7 @@ def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> 
     return _check("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
 
 
-def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
-    with torch.no_grad():
-        first, second = classifier(batch), classifier(batch)
+def _deterministic(first: Tensor, second: Tensor) -> Check:
     gap = float((first - second).abs().max())
     fix = "average over the model's randomness, with --eot 20; without that the figures are too high"
     return _check(
@@ -116,11 +116,11 @@ def _deterministic(classifier: nn.Module, batch: Tensor) -> Check:
     )
 
 
-def _alone(classifier: nn.Module, batch: Tensor) -> Check:
+def _alone(classifier: nn.Module, batch: Tensor, together: Tensor, again: Tensor) -> Check:
+    if not torch.equal(together, again):
+        return Check(check="images apart", status="not run", figure="two passes over the same batch differ anyway")
     with torch.no_grad():
-        if not torch.equal(classifier(batch), classifier(batch)):
-            return Check(check="images apart", status="not run", figure="two passes over the same batch differ anyway")
-        together, alone = classifier(batch), torch.cat([classifier(image[None]) for image in batch])
+        alone = torch.cat([classifier(image[None]) for image in batch])
     gap = float((together - alone).abs().max())
     fix = "an image's answer depends on the others in its batch: use batch norm's running averages (model.eval())"
     fine = gap <= 1e-3 * max(1.0, float(together.abs().max()))

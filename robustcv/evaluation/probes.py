@@ -1,7 +1,6 @@
 """Cheap checks for masked gradients, on a few images: a defence that hides its gradient looks robust and is not."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +43,7 @@ def probe(job: Job, outcome: WorstCase) -> Probed:
     right = job.predictions.correct
     flags = list(_gradients(job, _some(job, right, units * 0.4 / 12, "gradients")))
     stands = outcome.robust(outcome.headline)
-    if "square" in ATTACKS and job.norm in norms_of(ATTACKS["square"]):
+    if job.norm in norms_of(ATTACKS["square"]):
         sample = _some(job, stands, units * 0.4 / (QUERIES + 3), "square", least=1)
         flag, found = _black_box(job, outcome, sample)
         flags.append(flag)
@@ -174,13 +173,8 @@ def _unbounded(job: Job, sample: Bool[Tensor, " n"]) -> Check:
     if n == 0:
         return _not_run(name, "no image stands")
     size = math.prod(job.images.shape)
-    radius: dict[str, Callable[[], float]] = {
-        "linf": lambda: 0.5,
-        "l2": lambda: 0.5 * math.sqrt(size),
-        "l1": lambda: 0.5 * size,
-        "l0": lambda: float(size),
-    }
-    result = _attack_some(job, radius[job.norm](), sample, "-unbounded")
+    radius = {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size, "l0": float(size)}
+    result = _attack_some(job, radius[job.norm], sample, "-unbounded")
     missed = n - result.broken
     figure = f"{missed} of {n} images stand where every pixel may become grey"
     return _flag(

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, runs, stats
+from robustcv import draws, runs
 from robustcv.attacks import is_minimum_norm
 from robustcv.attacks.losses import margin, wrong_classes
 from robustcv.attacks.norms import NORMS, Norm
 from robustcv.classifier import Judge, Tracked, to_eight_bit
 from robustcv.data import ImageSet
-from robustcv.evaluation.accuracy import Predictions, proportion
+from robustcv.evaluation.accuracy import Predictions, proportion, right, share
 from robustcv.records import AttackResult, Metric
 from robustcv.runtime import Advance
 
@@ -67,8 +67,6 @@ class WorstCase:
         Which attack did, as a place in ``names``; -1 where none did.
     distance
         The measured norm of the change that broke each image; NaN where nothing did.
-    closest
-        The lowest margin that any candidate reached at the headline eps, as a share of the clean margin.
     results
         One record per attack and eps.
     candidates
@@ -82,7 +80,6 @@ class WorstCase:
     broken_at: Float[Tensor, " n"]
     broken_by: Int64[Tensor, " n"]
     distance: Float[Tensor, " n"]
-    closest: Float[Tensor, " n"]
     results: tuple[AttackResult, ...]
     candidates: Mapping[float, tuple[Tensor, Tensor]]
 
@@ -144,7 +141,10 @@ class Job:
 
 @dataclass
 class _Standing:
-    """Where every image stands while attacks run; margins are those at the eps being run."""
+    """Where every image stands while attacks run.
+
+    ``closest`` is the lowest margin that any candidate reached at the eps being run, as a share of the clean one.
+    """
 
     broken_at: Tensor
     broken_by: Tensor
@@ -191,7 +191,6 @@ def worst_case(
     order = [eps, *(each for each in every if each > eps), *(each for each in reversed(every) if each < eps)]
     results: dict[float, list[AttackResult]] = {}
     candidates: dict[float, tuple[Tensor, Tensor]] = {}
-    closest = standing.closest
     for each in order:
         wanted = torch.inf if each >= eps else min(other for other in every if other > each)
         rows = (standing.broken_at == wanted).nonzero().squeeze(1)
@@ -201,8 +200,6 @@ def worst_case(
         rows = rows[standing.broken_at[rows] != each]
         results[each], found = _at_eps(job, plan, standing, each, rows, reason, tag)
         candidates[each] = _with(found, candidates.get(wanted), fits)
-        if each == eps:
-            closest = standing.closest
     return WorstCase(
         norm=job.norm,
         headline=eps,
@@ -211,7 +208,6 @@ def worst_case(
         broken_at=standing.broken_at,
         broken_by=standing.broken_by,
         distance=standing.distance,
-        closest=closest,
         results=tuple(result for each in every for result in results[each]),
         candidates=candidates,
     )
@@ -510,9 +506,8 @@ def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps:
     lowest = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
 
     def judge(candidates: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        finite = logits.isfinite().all(1)
-        wrong = (logits.argmax(1) != labels[rows]) | ~finite
-        score = torch.where(finite, -margin(logits, labels[rows], None), -torch.inf).double()
+        wrong = ~right(logits, labels[rows])
+        score = torch.where(logits.isfinite().all(1), -margin(logits, labels[rows], None), -torch.inf).double()
         matters = wrong | (score < lowest[rows])
         inside = matters.clone()
         which = matters.nonzero().squeeze(1)
@@ -534,14 +529,11 @@ def robust_metrics(outcome: WorstCase) -> list[Metric]:
     ]
     first = next((each for each in outcome.results if each.eps == outcome.headline), None)
     if first is not None and len(outcome.names) > 1:
-        stands, n = first.attempted - first.broken, len(outcome.broken_at)
         metrics.append(
-            Metric(
-                name="robust_accuracy",
-                n=n,
-                count=stands,
-                low=stats.wilson(stands, n)[0],
-                high=stats.wilson(stands, n)[1],
+            share(
+                "robust_accuracy",
+                first.attempted - first.broken,
+                len(outcome.broken_at),
                 norm=outcome.norm,
                 eps=outcome.headline,
                 bound="upper",
@@ -568,7 +560,6 @@ def merge(first: WorstCase, then: WorstCase) -> WorstCase:
         broken_at=torch.where(fell, then.broken_at, first.broken_at),
         broken_by=torch.where(fell, then.broken_by + len(first.names), first.broken_by),
         distance=torch.where(fell, then.distance, first.distance),
-        closest=torch.minimum(first.closest, then.closest),
         results=(*first.results, *then.results),
         candidates={**first.candidates, first.headline: (rows[kept], pictures[kept])},
     )

@@ -91,10 +91,9 @@ def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     given = [parse_eps(each) for each in (eps if isinstance(eps, list | tuple) else [eps])]
-    limit = {"linf": 1.0, "l0": float("inf")}.get(norm, float("inf"))
+    limit = 1.0 if norm == "linf" else float("inf")
     for value in given:
-        whole = norm != "l0" or value == int(value)
-        if not 0 < value <= limit or not whole:
+        if not 0 < value <= limit or (norm == "l0" and not value.is_integer()):
             allowed = "(0, 1]" if norm == "linf" else "what L0 allows: 1, 2, ..." if norm == "l0" else "above 0"
             hint = f"did you mean {value:g}/255?" if value > 1 else "use a radius above 0, such as 8/255"
             raise UserError(
