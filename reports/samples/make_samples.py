@@ -1,5 +1,6 @@
 """Make the published sample pages again: `make samples`. Pictures of the page need Chromium and the test extra."""
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,8 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Run the demo and an audit of rendered shapes with a planted shortcut; keep their pages."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # pages name the paths they were given
+        root = Path()
         page = demo.run(root / "demo", data="digits", eps="16/255", n=300, epochs=10, seed=0, quiet=False)
         shutil.copy(page, HERE / "digits-compare.html")
         rc.train("shapes:32,shortcut", epochs=8, out=root / "shapes")
