@@ -24,7 +24,7 @@ from torchvision import transforms
 
 from robustcv.data import augment, load
 from robustcv.models import build
-from robustcv.training import OBJECTIVES, fit
+from robustcv.training import OBJECTIVES, Recipe, fit
 
 BATCH = 128
 
@@ -35,8 +35,8 @@ def ours(images, epochs: int) -> float:
     classifier = build("small_cnn", classes=10, size=32).to(memory_format=torch.channels_last)
     one = images.take(torch.arange(1))
     start = time.perf_counter()
-    fit(classifier, images, one, objective=OBJECTIVES["standard"], epochs=epochs, batch_size=BATCH,
-        augment=(augment.crop, augment.flip))  # fmt: skip
+    recipe = Recipe(epochs=epochs, batch_size=BATCH, augment=(augment.crop, augment.flip))
+    fit(classifier, images, one, objective=OBJECTIVES["standard"], recipe=recipe)
     return (time.perf_counter() - start) / epochs
 
 

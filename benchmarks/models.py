@@ -22,7 +22,7 @@ from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.pgd import pgd
 from robustcv.data import augment, load, split_rows
 from robustcv.models import build
-from robustcv.training import OBJECTIVES, fit
+from robustcv.training import OBJECTIVES, Recipe, fit
 
 CIFAR, FASHION = "cifar10.tar.xz", "fashion-mnist"
 MODELS = {  # architecture, data, eps in 1/255 (None: standard training), attack, epochs
@@ -59,9 +59,10 @@ def train(name: str, folder: Path) -> None:
     perturb = None if attack is None else functools.partial(ATTACKS[attack], eps=eps / 255, norm="linf")
     objective = OBJECTIVES["standard" if perturb is None else "pgd-at"]
     start = time.perf_counter()
-    fitted = fit(model, images.take(rows), images.take(held_out), objective=objective, perturb=perturb,
-                 validate_with=perturb, epochs=epochs, batch_size=128,
-                 augment=(augment.crop, augment.flip) if data == CIFAR else (augment.crop,))  # fmt: skip
+    augmented = (augment.crop, augment.flip) if data == CIFAR else (augment.crop,)
+    fitted = fit(model, images.take(rows), images.take(held_out), objective=objective,
+                 attack_at=None if perturb is None else lambda _: perturb, validate_with=perturb,
+                 recipe=Recipe(epochs=epochs, augment=augmented))  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
     described = {"architecture": architecture, "data": data, "eps": eps, "attack": attack, "epochs": epochs,

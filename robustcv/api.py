@@ -1,5 +1,6 @@
 """The verbs as functions. Each returns a `Run`; with ``out`` it also writes the run folder and its page."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,18 +157,31 @@ def train(
     labels: Any = None,
     *,
     model: str = "small_cnn",
+    init: str | None = None,
     data_dir: str | None = None,
     resize: int | None = None,
     epochs: int = 12,
+    minutes: float | None = None,
     objective: str = "standard",
     eps: Eps = "8/255",
     norm: str = "linf",
     steps: int = 7,
+    against: Sequence[str] = (),
+    eps_warmup: float = 0.0,
+    awp: float = 0.0,
+    set: MethodOptions = (),
     optimizer: str = "adam",
     learning_rate: float = 3e-3,
     weight_decay: float = 0.0,
     schedule: str = "one-cycle",
+    average: str = "none",
+    backbone_rate: float = 1.0,
+    frozen_epochs: int = 0,
+    gradual: bool = False,
     augment: Sequence[str] | None = None,
+    mix: str = "none",
+    label_smoothing: float = 0.0,
+    precision: str = "float32",
     batch_size: int = 128,
     seed: int = 0,
     device: str = "auto",
@@ -184,21 +198,35 @@ def train(
     labels
         True classes, for a tensor of images.
     model
-        Architecture: small_cnn or cifar_resnet20.
+        Architecture: a name from `robustcv list architectures`, any network of torchvision, or timm:NAME.
+    init
+        Weights to begin with: published (torchvision's or timm's own), a file, or a run folder. The head is made new
+        where the classes differ.
     data_dir
         Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
     resize
         Make images this many pixels square.
     epochs
         Passes over the training images.
+    minutes
+        Stop after this long, the schedule at its end, with the best model so far.
     objective
-        standard, or pgd-at to train on attacked images.
+        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, nuat or gradalign; `robustcv list objectives`.
     eps
-        Radius that pgd-at trains against.
+        Radius of the ball to train against, in units of [0, 1].
     norm
-        Norm that pgd-at trains against.
+        Norm of the ball to train against.
     steps
-        Steps of the attack that pgd-at trains against.
+        Steps of the attack in training (pgd-at, trades).
+    against
+        Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
+        gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
+    eps_warmup
+        Share of training over which eps rises to its full size.
+    awp
+        Size of adversarial weight perturbations, such as 0.005; 0 for none.
+    set
+        Options of the objective, such as trades.beta=3.
     optimizer
         adam or sgd.
     learning_rate
@@ -206,9 +234,23 @@ def train(
     weight_decay
         Decay of the weights, decoupled for adam.
     schedule
-        one-cycle or cosine.
+        one-cycle, cosine or slow-start.
+    average
+        none, ema (exponential average of the weights) or swa (equal average over the last quarter).
+    backbone_rate
+        Learning rate of the first layers as a share of the head's, with --init.
+    frozen_epochs
+        Epochs in which the head alone learns, with --init.
+    gradual
+        Then let one more stage of the network learn each epoch, from the head down.
     augment
         Of crop, flip, rotate, or none; by default crop, and flip where a mirrored image keeps its class.
+    mix
+        none, mixup or cutmix.
+    label_smoothing
+        Share of the probability spread over all classes.
+    precision
+        float32, or bf16 for the forward passes of training.
     batch_size
         Images a step.
     seed
@@ -239,18 +281,31 @@ def harden(
     images: Any = None,
     labels: Any = None,
     *,
+    weights: str | None = None,
     data_dir: str | None = None,
     resize: int | None = None,
-    objective: str = "pgd-at",
     epochs: int = 5,
+    minutes: float | None = None,
+    objective: str = "pgd-at",
     eps: Eps = "8/255",
     norm: str = "linf",
     steps: int = 7,
+    against: Sequence[str] = (),
+    eps_warmup: float = 0.0,
+    awp: float = 0.0,
+    set: MethodOptions = (),
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     schedule: str = "one-cycle",
+    average: str = "none",
     augment: Sequence[str] | None = None,
+    mix: str = "none",
+    label_smoothing: float = 0.0,
+    precision: str = "float32",
+    audits: bool = True,
+    n: int = 500,
+    effort: str = "quick",
     batch_size: int = 128,
     seed: int = 0,
     device: str = "auto",
@@ -258,30 +313,45 @@ def harden(
     resume: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Fine-tune a trained classifier on attacked images, and keep the epoch that is most robust on validation images.
+    """Fine-tune a trained classifier on attacked images, audit it before and after, and compare the two.
+
+    The epoch that is most robust on validation images is kept; the audits use test images, which training never sees.
 
     Parameters
     ----------
     classifier
-        Run folder of the trained classifier.
+        What `audit` takes: a run folder, torchvision:NAME, timm:NAME or py:FILE:FUNCTION, or from Python a module.
     images
         Training data; by default what the model was trained on.
     labels
         True classes, for a tensor of images.
+    weights
+        File with the weights, as for `audit`.
     data_dir
         Where copies of published data sets lie.
     resize
         Make images this many pixels square.
-    objective
-        pgd-at, or standard to go on without attacks.
     epochs
         Passes over the training images.
+    minutes
+        Stop after this long, the schedule at its end, with the best model so far.
+    objective
+        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, nuat or gradalign; `robustcv list objectives`.
     eps
-        Radius to train against, in units of [0, 1].
+        Radius of the ball to train against, in units of [0, 1].
     norm
-        linf or l2.
+        Norm of the ball to train against.
     steps
-        Steps of the attack in training.
+        Steps of the attack in training (pgd-at, trades).
+    against
+        Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
+        gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
+    eps_warmup
+        Share of training over which eps rises to its full size.
+    awp
+        Size of adversarial weight perturbations, such as 0.005; 0 for none.
+    set
+        Options of the objective, such as trades.beta=3.
     optimizer
         adam or sgd.
     learning_rate
@@ -289,9 +359,23 @@ def harden(
     weight_decay
         Decay of the weights, decoupled for adam.
     schedule
-        one-cycle or cosine.
+        one-cycle, cosine or slow-start.
+    average
+        none, ema (exponential average of the weights) or swa (equal average over the last quarter).
     augment
-        Of crop, flip, rotate, or none.
+        Of crop, flip, rotate, or none; by default crop, and flip where a mirrored image keeps its class.
+    mix
+        none, mixup or cutmix.
+    label_smoothing
+        Share of the probability spread over all classes.
+    precision
+        float32, or bf16 for the forward passes of training.
+    audits
+        Audit the model before and after on the same test images, and show the comparison on the page.
+    n
+        Test images of those audits, at most.
+    effort
+        Effort of those audits; see `audit`.
     batch_size
         Images a step.
     seed
@@ -310,7 +394,7 @@ def harden(
     from robustcv.verbs.train import check_training_options
 
     check_training_options(options)
-    return _run("harden", options, out, resume, quiet, classifier, images, labels, verb)
+    return _run("harden", options, out, resume, quiet, classifier, images, labels, functools.partial(verb, out=out))
 
 
 def explain(
@@ -401,6 +485,7 @@ def compare(
     out
         The run folder. From Python, None writes nothing.
     """
+    from robustcv.verbs.compare import Saved
     from robustcv.verbs.compare import compare as verb
 
     if out is not None:
@@ -408,7 +493,7 @@ def compare(
     if names is not None and len(names) != 2:
         raise UserError("RCV-E084", f"{len(names)} names for two runs", "each run gets one", "--names before after")
     pair = None if names is None else (str(names[0]), str(names[1]))
-    result = verb(Path(run_a), Path(run_b), names=pair, force=force)
+    result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
     return _finish(result, out)
 
 

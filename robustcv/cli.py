@@ -21,7 +21,7 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_COMMAS = ("attacks", "also", "explain", "method", "augment")
+_COMMAS = ("attacks", "also", "against", "explain", "method", "augment")
 _WORDS = ("eps", "set", "fail_under", "names")
 
 
@@ -51,7 +51,7 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
         return Annotated[text, Parameter(name="--model")]
     if name == "targets":
         return Annotated[int | None, Parameter(name=long)]
-    if name == "sweep":
+    if name in ("sweep", "audits"):
         return Annotated[annotation, Parameter(name=long)]
     return Annotated[annotation, Parameter(name=(long, *short), negative="")]
 

@@ -22,7 +22,7 @@ def run(folder: Path, *, data: str, eps: str, n: int, epochs: int, seed: int, qu
     with runtime.sharing(runtime.Progress(expected=EXPECTED, quiet=quiet)) as progress:
         api.train(data, epochs=epochs, seed=seed, out=folder / "train")
         api.audit(str(folder / "train"), data, n=n, eps=eps, seed=seed, explain=explain, cases=20, out=folder / "audit")
-        api.harden(str(folder / "train"), eps=eps, epochs=epochs, seed=seed, out=folder / "harden")
+        api.harden(str(folder / "train"), eps=eps, epochs=epochs, seed=seed, audits=False, out=folder / "harden")
         hardened = folder / "audit-hardened"
         api.audit(str(folder / "harden"), data, n=n, eps=eps, seed=seed, explain=explain, cases=20, out=hardened)
         with progress.stage("compare", 1) as advance:

@@ -143,7 +143,10 @@ class ExplainerResult(_Frozen):
 
 
 class Epoch(_Frozen):
-    """One epoch of training: loss, and right answers on training batches and on the validation split."""
+    """One epoch of training: loss, and right answers on training batches and on the validation split.
+
+    Epoch 0 is the model as it came, before fine-tuning; its ``n`` is 0.
+    """
 
     epoch: int
     loss: float
@@ -155,6 +158,7 @@ class Epoch(_Frozen):
     validation_robust_n: int | None = None
     learning_rate: float
     seconds: float
+    recovered: bool = Field(default=False, description="done again with a stronger attack after a collapse")
 
 
 class Training(_Frozen):
@@ -165,6 +169,8 @@ class Training(_Frozen):
     epochs: tuple[Epoch, ...]
     selected_epoch: int
     selected_by: str
+    attack: str | None = Field(default=None, description="what the validation split was attacked with")
+    stopped: str | None = Field(default=None, description="why training ended before its last epoch")
 
 
 class Model(_Frozen):

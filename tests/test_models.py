@@ -13,36 +13,108 @@ from torch import nn
 from robustcv import models
 from robustcv.errors import UserError
 from robustcv.models import ARCHITECTURES, build, checkpoint
+from robustcv.models.architectures import OURS, TORCHVISION
 
-PARAMETERS = {"small_cnn": 122_570, "cifar_resnet20": 269_722}  # the tutorial's figure; He et al.'s 0.27 M
+PARAMETERS = {  # the tutorial's figure; the papers' 0.27 M, 36.5 M; what their reference code has
+    "small_cnn": 122_570,
+    "cifar_resnet20": 269_722,
+    "cifar_resnet18": 11_173_962,
+    "preact_resnet18": 11_172_170,
+    "wideresnet28_10": 36_479_194,
+    "wideresnet34_10": 46_160_474,
+    "zfnet": 62_357_608 - 4097 * 990,
+}
+LEAST = {"zfnet": 64, "alexnet": 63, "inception_v3": 75}
+TIMM = ("timm:resnet10t", "timm:vit_tiny_patch16_224")
+LIGHT = ("small_cnn", "cifar_resnet20", "resnet18", "mobilenet_v3_small", "preact_resnet18,instance")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", OURS)
 def test_the_number_of_parameters_is_the_published_one(name: str) -> None:
-    network = ARCHITECTURES[name](classes=10, size=32, channels=3)
+    with torch.device("meta"):
+        network = ARCHITECTURES[name](classes=10, size=32, channels=3)
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("size", [32, 64])
-def test_an_architecture_trains_a_step_and_survives_a_round_trip(tmp_path: Path, name: str, size: int) -> None:
-    classifier = build(name, classes=7, size=size)
-    images, labels = torch.rand(4, 3, size, size), torch.arange(4)
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_networks_have_the_parameters_their_weights_have(name: str) -> None:
+    import torchvision
+
+    with torch.device("meta"):
+        network = ARCHITECTURES[name](classes=1000, size=224, channels=3).network
+        whole = torchvision.models.get_model(name, weights=None, **({"init_weights": False} if "ince" in name else {}))
+    heads = sum(p.numel() for key, p in whole.named_parameters() if key.startswith(("AuxLogits", "aux")))
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == published - heads
+
+
+def step_and_round_trip(tmp_path: Path, name: str, size: int, channels: int = 3) -> None:
+    classifier = build(name, classes=7, size=size, channels=channels)
+    images, labels = torch.rand(3, channels, size, size), torch.arange(3)
     before = classifier(images)
-    assert before.shape == (4, 7)
-    assert not torch.allclose(before.sum(1), torch.ones(4), atol=0.01)  # logits, not probabilities
+    assert before.shape == (3, 7)
+    assert not torch.allclose(before.sum(1), torch.ones(3), atol=0.01)  # logits, not probabilities
     nn.functional.cross_entropy(before, labels).backward()
-    torch.optim.SGD(classifier.parameters(), 0.1).step()
+    assert all(parameter.grad is not None for parameter in classifier.parameters())
+    torch.optim.SGD(classifier.parameters(), 0.01).step()
     path = tmp_path / "model.safetensors"
     path.write_bytes(checkpoint.to_bytes(classifier))
-    again = build(name, classes=7, size=size)
+    again = build(name, classes=7, size=size, channels=channels)
+    assert checkpoint.sha256_of(again) != checkpoint.sha256_of(classifier)
     checkpoint.fill(again, checkpoint.load_weights(path), str(path))
-    assert (
-        checkpoint.sha256_of(again)
-        == checkpoint.sha256_of(classifier)
-        != checkpoint.sha256_of(build(name, classes=7, size=size))
-    )
+    assert checkpoint.sha256_of(again) == checkpoint.sha256_of(classifier)
     assert torch.equal(again.eval()(images), classifier.eval()(images))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_an_architecture_trains_a_step_and_survives_a_round_trip(tmp_path: Path, name: str) -> None:
+    step_and_round_trip(tmp_path, name, 40)
+    step_and_round_trip(tmp_path, name, 32, channels=1)
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES, "wideresnet28_10,instance", "timm:resnet10t", "timm:vit_tiny_patch16_224"]
+)
+def test_every_architecture_trains_a_step_and_survives_a_round_trip(tmp_path: Path, name: str) -> None:
+    step_and_round_trip(tmp_path, name, LEAST.get(name, 32))
+
+
+def test_small_images_are_enlarged_inside_only_where_the_network_needs_it() -> None:
+    with torch.device("meta"):
+        sizes = {name: build(name, classes=2, size=32).size for name in ("resnet18", "alexnet", "inception_v3")}
+        assert sizes == {"resnet18": None, "alexnet": (63, 63), "inception_v3": (75, 75)}
+        assert build("resnet18", classes=2, size=32, input_size=224).size == (224, 224)
+
+
+def test_the_published_inception_is_normalised_as_torchvision_does(monkeypatch) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.inception_v3(weights=None, init_weights=False, transform_input=True).eval()
+    inner = torchvision.models.get_model
+
+    def as_if_downloaded(name, weights=None, **rest):
+        return theirs if weights is not None else inner(name, weights=None, **{**rest, "init_weights": False})
+
+    monkeypatch.setattr(torchvision.models, "get_model", as_if_downloaded)
+    ours = models.load("torchvision:inception_v3").classifier
+    images = torch.rand(2, 3, 299, 299)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs((images - mean) / std), atol=1e-4)
+
+
+def test_names_and_sizes_that_cannot_be_built_are_refused() -> None:
+    for name, size, message in (
+        ("resnet19", 32, "did you mean 'resnet18'"),
+        ("small_cnn,instance", 32, "variant of small_cnn"),
+        ("wideresnet28_10,layer", 32, "variant of wideresnet28_10"),
+        ("zfnet", 32, "zfnet needs images of 64"),
+        ("timm:resnet10x", 32, "timm model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(name, classes=2, size=size)
 
 
 def test_the_hash_ignores_the_memory_layout() -> None:

@@ -12,8 +12,9 @@ from torch import nn
 import robustcv as rc
 from robustcv.attacks import ATTACKS
 from robustcv.data import ImageSet, load
+from robustcv.data.mix import MIXES
 from robustcv.models import build, checkpoint
-from robustcv.training import OBJECTIVES, SCHEDULES, fit
+from robustcv.training import OBJECTIVES, SCHEDULES, Guard, Recipe, fit
 
 
 def small(n: int = 32, seed: int = 0) -> ImageSet:
@@ -27,7 +28,7 @@ def network(seed: int = 0) -> nn.Module:
 
 def test_it_can_overfit_32_images() -> None:
     classifier, images = network(), small()
-    fitted = fit(classifier, images, images, objective=OBJECTIVES["standard"], epochs=40, batch_size=8)
+    fitted = fit(classifier, images, images, objective=OBJECTIVES["standard"], recipe=Recipe(epochs=40, batch_size=8))
     assert max(epoch.validation_correct for epoch in fitted.epochs) == 32
     assert fitted.epochs[-1].loss < 0.02
 
@@ -35,8 +36,9 @@ def test_it_can_overfit_32_images() -> None:
 def test_one_epoch_equals_a_loop_written_out() -> None:
     classifier, images = network(), small()
     other = copy.deepcopy(classifier)
-    fit(classifier, images, small(8, 40), objective=OBJECTIVES["standard"], epochs=1, batch_size=10, optimizer="sgd",
-        learning_rate=0.1, weight_decay=0.01, schedule="cosine", seed=3)  # fmt: skip
+    recipe = Recipe(epochs=1, batch_size=10, optimizer="sgd", learning_rate=0.1, weight_decay=0.01, schedule="cosine",
+                    seed=3)  # fmt: skip
+    fit(classifier, images, small(8, 40), objective=OBJECTIVES["standard"], recipe=recipe)
     generator = torch.Generator().manual_seed(3 * 1_000_003)
     order = torch.randperm(32, generator=generator)
     velocity = [torch.zeros_like(parameter) for parameter in other.parameters()]
@@ -54,12 +56,26 @@ def test_one_epoch_equals_a_loop_written_out() -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, optimizer: str) -> None:
-    attack = partial(ATTACKS["pgd"], eps=0.03, steps=2, keep="last") if objective == "pgd-at" else None
-    options = {"objective": OBJECTIVES[objective], "perturb": attack, "validate_with": attack, "epochs": 3,
-               "batch_size": 12, "optimizer": optimizer, "learning_rate": 0.01}  # fmt: skip
+def bound(objective: str):
+    needs_eps = {"eps": 0.03} if objective in ("nuat", "gradalign") else {}
+    return partial(OBJECTIVES[objective], **needs_eps)
+
+
+@pytest.mark.parametrize(
+    ("objective", "more"),
+    [
+        *((name, {}) for name in OBJECTIVES),
+        ("standard", {"optimizer": "sgd"}),
+        ("trades", {"optimizer": "sgd", "awp": 0.01, "eps_warmup": 0.5}),
+        ("pgd-at", {"average": "ema", "mix": MIXES["cutmix"], "label_smoothing": 0.1}),
+        ("standard", {"average": "swa", "schedule": "slow-start"}),
+    ],
+)
+def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, more: dict) -> None:
+    attack = partial(ATTACKS["pgd"], eps=0.03, steps=2, keep="last")
+    recipe = Recipe(**{"epochs": 3, "batch_size": 12, "learning_rate": 0.01, **more})
+    options = {"objective": bound(objective), "attack_at": lambda s: partial(attack, eps=0.03 * s),
+               "validate_with": attack, "recipe": recipe, "guard": Guard(attack, attack)}  # fmt: skip
     straight, resumed = network(), network()
     states = []
     whole = fit(straight, small(), small(8, 40), save_state=lambda s: states.append(copy.deepcopy(s)), **options)
@@ -74,7 +90,8 @@ def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, o
 def test_the_best_validation_epoch_is_kept() -> None:
     kept = []
     classifier = network()
-    fitted = fit(classifier, small(64), small(64, 200), objective=OBJECTIVES["standard"], epochs=6, learning_rate=0.02,
+    fitted = fit(classifier, small(64), small(64, 200), objective=OBJECTIVES["standard"],
+                 recipe=Recipe(epochs=6, learning_rate=0.02),
                  save_state=lambda s: kept.append({k: v.clone() for k, v in s["model"].items()}))  # fmt: skip
     counts = [epoch.validation_correct for epoch in fitted.epochs]
     assert fitted.selected_epoch == counts.index(max(counts)) + 1

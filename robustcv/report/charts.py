@@ -121,26 +121,27 @@ def reliability(rows: list[Row], *, label: str) -> str:
     return to_svg((diagonal + line + point).properties(width=300, height=260), label)
 
 
-def training_curve(rows: list[Row], *, selected: int, label: str) -> str:
-    """Draw accuracy over epochs, one line a series, with a rule at the epoch that was kept.
+def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: str) -> str:
+    """Draw accuracy over epochs or minutes, one line a series, with a rule at the epoch that was kept.
 
     Parameters
     ----------
     rows
-        ``series``, ``epoch``, ``share``.
+        ``series``, ``x`` (the epoch or the minute), ``share``.
     """
     import altair as alt
 
     names = list(dict.fromkeys(row["series"] for row in rows))
     colour, dash, shape = _scales(alt, names)
-    last = max(row["epoch"] for row in rows)
+    last = max(row["x"] for row in rows)
+    epochs = alt.X(
+        "x:Q",
+        title="epoch",
+        scale=alt.Scale(domain=[1, max(2, last)], nice=False),
+        axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 12)),
+    )
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X(
-            "epoch:Q",
-            title="epoch",
-            scale=alt.Scale(domain=[1, max(2, last)], nice=False),
-            axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 12)),
-        ),
+        x=alt.X("x:Q", title="minutes of fine-tuning") if over_time else epochs,
         y=alt.Y("share:Q", title="accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
         color=alt.Color(
             "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)
@@ -153,8 +154,8 @@ def training_curve(rows: list[Row], *, selected: int, label: str) -> str:
         shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
     )
     rule = (
-        alt.Chart(alt.Data(values=[{"epoch": selected}]))
+        alt.Chart(alt.Data(values=[{"x": selected}]))
         .mark_rule(strokeDash=[2, 4], stroke="var(--muted)")
-        .encode(x="epoch:Q")
+        .encode(x="x:Q")
     )
     return to_svg((line + point + rule).properties(width=620, height=260), label)

@@ -59,9 +59,11 @@ def _audit_sentence(record: Record) -> str:
 
 
 def _training_sentence(record: Record) -> str:
+    if record.comparison is not None:
+        return _compare_sentence(record)
     clean = record.metric("clean_accuracy")
     training = record.training
-    how = "" if training is None else f" after {len(training.epochs)} epochs of {training.objective}"
+    how = "" if training is None else f" after {training.epochs[-1].epoch} epochs of {training.objective}"
     if clean is None:
         return f"{name_of(record)} was trained{how}; there was no test split to judge it on."
     verb = "hardened: right" if record.verb == "harden" else "is right"
@@ -172,11 +174,13 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
     ]
     if kept.validation_robust is not None:
         at = numbers.eps_short(_eps(record), str(record.options.get("norm")))
+        against = record.options.get("against")
+        by = training.attack or f"PGD-{record.options.get('steps')}"
         made.append(
             Tile(
-                f"Validation, attacked at {at}",
+                "Validation, attacked" if against else f"Validation, attacked at {at}",
                 numbers.share(kept.validation_robust / n, n),
-                f"PGD-{record.options.get('steps')} alone; audit for the worst case",
+                f"{by} alone; audit for the worst case",
             )
         )
     error = record.metric("calibration_error")
@@ -184,7 +188,7 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
         Tile("Calibration error", numbers.percent(error), numbers.interval(error) if error else "no test split")
     )
     seconds = sum(epoch.seconds for epoch in training.epochs)
-    each = seconds / max(1, len(training.epochs))
+    each = seconds / max(1, training.epochs[-1].epoch)
     made.append(Tile("Training time", numbers.duration(seconds), f"{numbers.duration(each)} an epoch"))
     return tuple(made[:3])
 

@@ -1,30 +1,40 @@
 """The one training loop: epochs over batches, best epoch by validation, state after each epoch."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from robustcv.classifier import frozen
 from robustcv.runtime import Advance
-from robustcv.training.objectives import Perturb
+from robustcv.training.averaging import averaged, begins
+from robustcv.training.objectives import Perturb, pgd_at
+from robustcv.training.recipe import Guard, Recipe
 from robustcv.training.schedules import SCHEDULES
+from robustcv.training.weight_attack import Replayed, adversarial_weights, buffers_kept
 
 
 @runtime_checkable
 class Batches(Protocol):
     """What the loop needs of a data set."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 Objective = Callable[..., tuple[Tensor, Tensor]]
+AttackAt = Callable[[float], Perturb]
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +51,32 @@ class EpochResult:
     validation_robust_n: int | None
     learning_rate: float
     seconds: float
+    recovered: bool = False
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training gives: the epochs, and which one the classifier now holds."""
+    """What training gives: the epochs, which one the classifier now holds, and why it ended early if it did."""
 
     epochs: list[EpochResult]
     selected_epoch: int
+    stopped: str | None = None
+
+
+@dataclass
+class _Best:
+    """The best epoch so far and its weights."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    score: tuple[int, int] = (-1, -1)
+    epoch: int = 0
+
+    def offer(self, result: EpochResult, module: nn.Module) -> None:
+        robust = result.validation_robust
+        score = (result.validation_correct, 0) if robust is None else (robust, result.validation_correct)
+        if score > self.score:
+            self.score, self.epoch = score, result.epoch
+            self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def fit(
@@ -57,16 +85,11 @@ def fit(
     validation: Batches,
     *,
     objective: Objective,
-    perturb: Perturb | None = None,
+    recipe: Recipe,
+    attack_at: AttackAt | None = None,
     validate_with: Perturb | None = None,
-    epochs: int,
-    batch_size: int = 128,
-    optimizer: str = "adam",
-    learning_rate: float = 2e-3,
-    weight_decay: float = 0.0,
-    schedule: str = "one-cycle",
-    augment: tuple[Augment, ...] = (),
-    seed: int = 0,
+    guard: Guard | None = None,
+    begun: bool = False,
     state: dict[str, Any] | None = None,
     save_state: Callable[[dict[str, Any]], None] = lambda _: None,
     advance: Advance = lambda _: None,
@@ -74,7 +97,7 @@ def fit(
     """Train a classifier in place and leave it with the weights of its best validation epoch.
 
     Every epoch draws its order and its augmentation from (seed, epoch), so that a run that is stopped and resumed ends
-    with the weights of one that was not.
+    with the weights of one that was not (with ``minutes``, the clock decides too).
 
     Parameters
     ----------
@@ -83,127 +106,296 @@ def fit(
     train, validation
         Sets of images; they must not share any.
     objective
-        ``objective(classifier, images, labels, perturb=..., seeds=...)`` gives loss and logits.
-    perturb
-        Attack used by the objective.
+        ``objective(classifier, images, labels, perturb=..., seeds=..., targets=...)`` gives loss and logits.
+    recipe
+        Everything else that shapes the weights.
+    attack_at
+        Gives the attack of the objective, its eps scaled by a number in (0, 1].
     validate_with
         Attack used on the validation split; the best epoch is then the one with most images right under attack
         (ties: most right when clean). None selects on clean images.
-    optimizer
-        ``adam`` (decoupled weight decay) or ``sgd`` (Nesterov momentum 0.9).
-    schedule
-        ``one-cycle`` or ``cosine``.
+    guard
+        Notices catastrophic overfitting after each epoch; the epoch is then done again from where it began, with the
+        guard's stronger attack.
+    begun
+        The classifier is trained already: it is validated as epoch 0, and kept where no epoch is better.
     state
         What ``save_state`` was given after the last finished epoch, to go on from there.
     save_state
         Called after each epoch with everything needed to go on.
     advance
         Called with the number of images after each batch.
+
+    Raises
+    ------
+    Diverged
+        If the loss stops being a number in the first epoch. Later, training ends with the best weights so far.
     """
-    device = next(classifier.parameters()).device
-    stepper = _optimizer(optimizer, classifier, learning_rate, weight_decay)
-    history: list[EpochResult] = []
-    best: dict[str, Tensor] = {}
-    best_score, selected = (-1, -1), 0
+    run = _Run(classifier, train, validation, objective, recipe, attack_at, validate_with, guard, advance)
     if state is not None:
-        classifier.load_state_dict(state["model"])
-        stepper.load_state_dict(state["optimizer"])
-        history = [EpochResult(**epoch) for epoch in state["history"]]
-        best, best_score, selected = state["best"], tuple(state["best_score"]), state["selected"]
-    for epoch in range(len(history), epochs):
+        run.restore(state)
+    elif begun:
+        run.accept(run.untrained())
+    stopped = run.out_of_time()
+    while run.trained < recipe.epochs and stopped is None:
+        try:
+            result = run.epoch(run.trained)
+        except Diverged as error:
+            if not run.best.weights:
+                raise
+            stopped = str(error)
+            break
+        run.accept(result)
+        save_state(run.state())
+        stopped = run.out_of_time()
+    if run.best.weights:
+        classifier.load_state_dict(run.best.weights)
+    for parameter in classifier.parameters():
+        parameter.requires_grad_(True)
+    return Fitted(run.history, run.best.epoch, stopped)
+
+
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        train: Batches,
+        validation: Batches,
+        objective: Objective,
+        recipe: Recipe,
+        attack_at: AttackAt | None,
+        validate_with: Perturb | None,
+        guard: Guard | None,
+        advance: Advance,
+    ) -> None:
+        self.classifier, self.train, self.validation = classifier, train, validation
+        self.objective, self.recipe, self.attack_at = objective, recipe, attack_at
+        self.validate_with, self.guard, self.advance = validate_with, guard, advance
+        self.device = next(classifier.parameters()).device
+        self.stepper = _optimizer(recipe, classifier)
+        self.mean: AveragedModel | None = averaged(classifier, recipe.average, recipe.decay)
+        self.history: list[EpochResult] = []
+        self.best = _Best()
+        self.validation_seconds = 0.0
+        self.couples = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules())
+
+    @property
+    def judged(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one by now."""
+        mean = self.mean
+        return self.classifier if mean is None or int(mean.n_averaged) == 0 else mean.module
+
+    @property
+    def trained(self) -> int:
+        """The number of epochs done."""
+        return self.history[-1].epoch if self.history else 0
+
+    def accept(self, result: EpochResult) -> None:
+        """Write an epoch down, and keep its weights if they are the best so far."""
+        self.history.append(result)
+        self.best.offer(result, self.judged)
+
+    def untrained(self) -> EpochResult:
+        """Validate the classifier as it came, as epoch 0."""
         start = time.monotonic()
-        totals = _train_epoch(
-            classifier,
-            train,
-            stepper,
-            objective=objective,
-            perturb=perturb,
-            batch_size=batch_size,
-            rate=partial(_rate, schedule=schedule, highest=learning_rate, epoch=epoch, epochs=epochs),
-            augment=augment,
-            generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch),
-            device=device,
-            advance=advance,
-        )
-        right, robust = _validate(classifier, validation, batch_size, device, validate_with)
-        result = EpochResult(
-            epoch=epoch + 1,
-            loss=totals[0],
-            correct=totals[1],
-            n=totals[2],
+        return self._validated(0, 0.0, 0, 0, start)
+
+    def state(self) -> dict[str, Any]:
+        """Give everything needed to go on."""
+        return {
+            "model": self.classifier.state_dict(),
+            "optimizer": self.stepper.state_dict(),
+            "average": None if self.mean is None else self.mean.state_dict(),
+            "history": [asdict(each) for each in self.history],
+            "best": self.best.weights,
+            "best_score": list(self.best.score),
+            "selected": self.best.epoch,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._weights_from(state)
+        self.history = [EpochResult(**epoch) for epoch in state["history"]]
+        self.best = _Best(state["best"], tuple(state["best_score"]), state["selected"])
+
+    def _weights_from(self, state: dict[str, Any]) -> None:
+        self.classifier.load_state_dict(state["model"])
+        self.stepper.load_state_dict(state["optimizer"])
+        if self.mean is not None:
+            self.mean.load_state_dict(state["average"])
+
+    def epoch(self, epoch: int) -> EpochResult:
+        """Train and validate one epoch; where the guard sees a collapse, do it again with the stronger attack."""
+        start = time.monotonic()
+        before = None if self.guard is None else _copied(self.state())
+        result = self._attempt(epoch, start)
+        if self.guard is None or before is None or result.validation_robust is None:
+            return result
+        quick = self._count_right(self.guard.quick)
+        if not self.guard.collapsed(quick, result.validation_robust, len(self.validation)):
+            return replace(result, seconds=time.monotonic() - start)
+        self._weights_from(before)
+        kept = self.attack_at, self.objective
+        recover = self.guard.recover
+        try:
+            self.attack_at, self.objective = (lambda _: recover), pgd_at
+            result = self._attempt(epoch, start)
+        finally:
+            self.attack_at, self.objective = kept
+        return replace(result, recovered=True)
+
+    def _attempt(self, epoch: int, start: float) -> EpochResult:
+        loss, correct, n = self._train_epoch(epoch, start)
+        return self._validated(epoch + 1, loss, correct, n, start)
+
+    def _validated(self, epoch: int, loss: float, correct: int, n: int, start: float) -> EpochResult:
+        validating = time.monotonic()
+        right, robust = _validate(self.judged, self.validation, self.recipe.batch_size, self.device, self.validate_with)
+        self.validation_seconds = time.monotonic() - validating
+        return EpochResult(
+            epoch=epoch,
+            loss=loss,
+            correct=correct,
+            n=n,
             validation_correct=right,
-            validation_n=len(validation),
+            validation_n=len(self.validation),
             validation_robust=robust,
-            validation_robust_n=None if robust is None else len(validation),
-            learning_rate=stepper.param_groups[0]["lr"],
+            validation_robust_n=None if robust is None else len(self.validation),
+            learning_rate=self.stepper.param_groups[-1]["lr"],
             seconds=time.monotonic() - start,
         )
-        history.append(result)
-        score = (right, 0) if robust is None else (robust, right)
-        if score > best_score:
-            best_score, selected = score, epoch + 1
-            best = {name: tensor.detach().clone() for name, tensor in classifier.state_dict().items()}
-        save_state(
-            {
-                "model": classifier.state_dict(),
-                "optimizer": stepper.state_dict(),
-                "history": [asdict(each) for each in history],
-                "best": best,
-                "best_score": list(best_score),
-                "selected": selected,
-            }
-        )
-    if best:
-        classifier.load_state_dict(best)
-    return Fitted(history, selected)
 
+    def _count_right(self, attack: Perturb) -> int:
+        _, robust = _validate(self.judged, self.validation, self.recipe.batch_size, self.device, attack)
+        return robust or 0
 
-def _rate(done: float, *, schedule: str, highest: float, epoch: int, epochs: int) -> float:
-    return highest * SCHEDULES[schedule]((epoch + done) / epochs)
+    def _train_epoch(self, epoch: int, start: float) -> tuple[float, int, int]:
+        """Go over the training images once; gives mean loss, right answers on the batches as trained on, and n."""
+        recipe, classifier = self.recipe, self.classifier
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        classifier.train()
+        if recipe.layers is not None:
+            recipe.layers.hold(epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        done = step = 0
+        for images, labels in self.train.batches(recipe.batch_size, order):
+            progress = self._progress(epoch, done, start)
+            if progress >= 1 and done:
+                break
+            if len(labels) == 1 and self.couples and done:
+                continue  # batch norm has no variance of one image; another is left over in the next epoch
+            self._set_rate(progress)
+            images, labels, targets = self._prepared(images, labels, generator)
+            seeds = torch.randint(-(1 << 62), 1 << 62, (len(labels),), generator=generator).to(self.device)
+            loss, logits = self._step(images, labels, targets, seeds, progress)
+            done, step = done + len(labels), step + 1
+            loss_sum += loss.detach() * len(labels)  # summed on the device: reading it each step would stall a GPU
+            correct += (logits.detach().argmax(1) == labels).sum()
+            if step % 64 == 0:
+                _require_finite(loss_sum, epoch)
+            self.advance(len(labels))
+        _require_finite(loss_sum, epoch)
+        return float(loss_sum / done), int(correct), done
 
-
-def _optimizer(name: str, classifier: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.AdamW(classifier.parameters(), rate, weight_decay=decay, fused=True)
-    return torch.optim.SGD(classifier.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-
-
-def _train_epoch(
-    classifier: nn.Module,
-    train: Batches,
-    stepper: torch.optim.Optimizer,
-    *,
-    objective: Objective,
-    perturb: Perturb | None,
-    batch_size: int,
-    rate: Callable[[float], float],
-    augment: tuple[Augment, ...],
-    generator: torch.Generator,
-    device: torch.device,
-    advance: Advance,
-) -> tuple[float, int, int]:
-    """Go over the training images once; gives mean loss, right answers on the batches as trained on, and n."""
-    classifier.train()
-    order = torch.randperm(len(train), generator=generator)
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    done = 0
-    for images, labels in train.batches(batch_size, order):
-        for group in stepper.param_groups:
-            group["lr"] = rate(done / len(train))
-        images, labels = images.to(device), labels.to(device)
-        for change in augment:
+    def _prepared(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Move a batch to the device, augment it, and give soft targets where something asks for them."""
+        recipe = self.recipe
+        images, labels = images.to(self.device), labels.to(self.device)
+        for change in recipe.augment:
             images = change(images, generator)
-        images = images.contiguous(memory_format=torch.channels_last)  # fastest for convolutions, on CPUs and GPUs
-        seeds = torch.randint(-(1 << 62), 1 << 62, (len(labels),), generator=generator).to(device)
-        loss, logits = objective(classifier, images, labels, perturb=perturb, seeds=seeds)
-        stepper.zero_grad(set_to_none=True)
-        loss.backward()
-        stepper.step()
-        done += len(labels)
-        loss_sum += loss.detach() * len(labels)  # summed on the device: reading it each step would stall a GPU
-        correct += (logits.detach().argmax(1) == labels).sum()
-        advance(len(labels))
-    return float(loss_sum / done), int(correct), done
+        targets = None
+        if recipe.mix is not None or recipe.label_smoothing > 0:
+            classes = len(self.train.class_names)
+            targets = nn.functional.one_hot(labels, classes).float()
+            if recipe.mix is not None:
+                images, targets = recipe.mix(images, targets, generator)
+                labels = targets.argmax(1)
+            targets = (1 - recipe.label_smoothing) * targets + recipe.label_smoothing / classes
+        return images.contiguous(memory_format=torch.channels_last), labels, targets  # fastest for convolutions
+
+    def _step(
+        self, images: Tensor, labels: Tensor, targets: Tensor | None, seeds: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of a batch, its gradients, and move the weights."""
+        recipe = self.recipe
+        perturb = None
+        if self.attack_at is not None:
+            warm = 1.0 if recipe.eps_warmup == 0 else min(1.0, (progress + 1e-3) / recipe.eps_warmup)
+            perturb = self.attack_at(warm)
+        replayed = None if perturb is None or recipe.awp == 0 else Replayed(perturb)
+
+        def loss_now() -> tuple[Tensor, Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss, logits = self.objective(
+                    self.classifier, images, labels, perturb=replayed or perturb, seeds=seeds, targets=targets
+                )
+            return loss, logits
+
+        self.stepper.zero_grad(set_to_none=True)
+        if recipe.awp > 0:
+            with buffers_kept(self.classifier):
+                first, _ = loss_now()
+            if replayed is not None:
+                replayed.rewind()
+            with adversarial_weights(self.classifier, first, recipe.awp):
+                loss, logits = loss_now()
+                loss.backward()
+        else:
+            loss, logits = loss_now()
+            loss.backward()
+        self.stepper.step()
+        if self.mean is not None and begins(recipe.average, progress):
+            self.mean.update_parameters(self.classifier)
+        return loss, logits
+
+    def _progress(self, epoch: int, done: int, start: float) -> float:
+        """Give the share of training that is done: of the epochs or of the minutes, whichever is more."""
+        by_epochs = (epoch + done / len(self.train)) / self.recipe.epochs
+        if self.recipe.minutes is None:
+            return by_epochs
+        spent = sum(each.seconds for each in self.history) + time.monotonic() - start
+        return max(by_epochs, spent / max(1e-9, 60 * self.recipe.minutes - self.validation_seconds))
+
+    def out_of_time(self) -> str | None:
+        """Say that the minutes are used up; None while they are not."""
+        if self.recipe.minutes is None or self.trained == self.recipe.epochs:
+            return None
+        spent = sum(each.seconds for each in self.history)
+        over = spent + self.validation_seconds >= 60 * self.recipe.minutes
+        return f"the {self.recipe.minutes:g} minutes were used up" if over else None
+
+    def _set_rate(self, progress: float) -> None:
+        rate = self.recipe.learning_rate * SCHEDULES[self.recipe.schedule](min(progress, 1.0))
+        for group in self.stepper.param_groups:
+            group["lr"] = rate * group.get("share", 1.0)
+
+
+def _copied(value: Any) -> Any:
+    """Copy the tensors of a state, so that training on does not change it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
+def _require_finite(loss_sum: Tensor, epoch: int) -> None:
+    if not math.isfinite(float(loss_sum)):
+        raise Diverged(f"the loss was not a number in epoch {epoch + 1}")
+
+
+def _optimizer(recipe: Recipe, classifier: nn.Module) -> torch.optim.Optimizer:
+    groups: Any = classifier.parameters() if recipe.layers is None else recipe.layers.groups()
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
+    return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
 
 
 def _validate(

@@ -25,6 +25,7 @@ def standard(
     *,
     perturb: Perturb | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
+    targets: Float[Tensor, "n k"] | None = None,
 ) -> tuple[Tensor, Float[Tensor, "n k"]]:
     """Compute the cross-entropy on clean images.
 
@@ -32,9 +33,11 @@ def standard(
     ----------
     perturb, seeds
         Not used.
+    targets
+        Class probabilities to learn in place of the labels (Mixup, CutMix, label smoothing).
     """
     logits = classifier(images)
-    return functional.cross_entropy(logits, labels), logits
+    return cross_entropy(logits, labels, targets), logits
 
 
 def pgd_at(
@@ -44,8 +47,9 @@ def pgd_at(
     *,
     perturb: Perturb | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
+    targets: Float[Tensor, "n k"] | None = None,
 ) -> tuple[Tensor, Float[Tensor, "n k"]]:
-    """Compute the cross-entropy on attacked images (Madry et al. 2018, equation 2.1).
+    """Compute the cross-entropy on images attacked by PGD (Madry et al. 2018, equation 2.1).
 
     Parameters
     ----------
@@ -53,13 +57,61 @@ def pgd_at(
         Attacks a batch under the current weights.
     seeds
         One per image, for the attack's random start.
+    targets
+        Class probabilities to learn in place of the labels; the attack moves away from the labels.
     """
+    logits = classifier(attacked(classifier, images, labels, perturb, seeds))
+    return cross_entropy(logits, labels, targets), logits
+
+
+def fgsm_rs(
+    classifier: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    perturb: Perturb | None = None,
+    seeds: Int64[Tensor, " n"] | None = None,
+    targets: Float[Tensor, "n k"] | None = None,
+) -> tuple[Tensor, Float[Tensor, "n k"]]:
+    """Compute the cross-entropy on images attacked by one step of 1.25 eps from a random start (Wong et al. 2020).
+
+    Parameters
+    ----------
+    perturb, seeds, targets
+        As in `pgd_at`.
+    """
+    return pgd_at(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
+
+
+def n_fgsm(
+    classifier: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    *,
+    perturb: Perturb | None = None,
+    seeds: Int64[Tensor, " n"] | None = None,
+    targets: Float[Tensor, "n k"] | None = None,
+) -> tuple[Tensor, Float[Tensor, "n k"]]:
+    """Compute the cross-entropy after noise of up to 2 eps and a step of eps, unprojected (de Jorge et al. 2022).
+
+    Parameters
+    ----------
+    perturb, seeds, targets
+        As in `pgd_at`.
+    """
+    return pgd_at(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
+
+
+def attacked(
+    classifier: nn.Module, images: Tensor, labels: Tensor, perturb: Perturb | None, seeds: Tensor | None
+) -> Tensor:
+    """Attack a batch in eval mode: no weight gradients are computed, and batch norm's averages stay untouched."""
     if perturb is None:
-        raise ValueError("pgd_at: an attack is needed (perturb=...)")
-    with frozen(classifier):  # no weight gradients in the attack passes, and batch norm's averages stay untouched
-        attacked = perturb(classifier, images, labels, seeds=seeds)
-    logits = classifier(attacked)
-    return functional.cross_entropy(logits, labels), logits
+        raise ValueError("an attack is needed (perturb=...)")
+    with frozen(classifier):
+        return perturb(classifier, images, labels, seeds=seeds).detach()
 
 
-OBJECTIVES = {"standard": standard, "pgd-at": pgd_at}
+def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Compute the cross-entropy with the labels or, where there are any, with soft targets."""
+    return functional.cross_entropy(logits, labels if targets is None else targets)

@@ -21,4 +21,14 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-SCHEDULES = {"one-cycle": one_cycle, "cosine": cosine}
+def slow_start(progress: float) -> float:
+    """Rise linearly from 0.1 to 1 over the first 40 %, then fall as exp(-5 t): for fine-tuning (Jeddi et al. 2020).
+
+    The slow start keeps what the network knows; the fast decay keeps it from overfitting to the attack.
+    """
+    if progress < 0.4:
+        return 0.1 + 0.9 * progress / 0.4
+    return math.exp(-5 * (progress - 0.4) / 0.6)
+
+
+SCHEDULES = {"one-cycle": one_cycle, "cosine": cosine, "slow-start": slow_start}

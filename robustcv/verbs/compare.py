@@ -1,5 +1,7 @@
 """compare: two audits of the same images, image by image."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,44 @@ from robustcv.errors import UserError
 from robustcv.verbs.prepare import Clock, Result, version
 
 
-def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: bool) -> Result:
-    """Compare two audit runs, a the baseline; see `robustcv.compare`."""
+@dataclass(frozen=True)
+class Saved:
+    """An audit: its record, its files, and what to call it."""
+
+    name: str
+    record: records.Record
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Saved":
+        """Read the folder of an audit.
+
+        Raises
+        ------
+        UserError
+            If it is not one.
+        """
+        record = runs.load(folder)
+        if record.verb != "audit":
+            raise UserError(
+                "RCV-E082",
+                f"{folder} is the run of `{record.verb}`, not of `audit`",
+                "only audits hold verdicts image by image",
+                f"audit the model first: robustcv audit --model {folder} ...",
+            )
+        return cls(str(folder), record, runs.load_files(folder))
+
+
+def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force: bool) -> Result:
+    """Compare two audits, a the baseline; see `robustcv.compare`."""
     clock = Clock()
-    record_a, record_b = _load(run_a), _load(run_b)
+    record_a, record_b = run_a.record, run_b.record
     verdicts_a, verdicts_b = _verdicts(run_a), _verdicts(run_b)
     rows_a, rows_b, same = _pair(verdicts_a, verdicts_b)
     if not same and not force:
         raise UserError(
             "RCV-E080",
-            f"{run_a} and {run_b} were made on different images ({len(rows_a)} in common)",
+            f"{run_a.name} and {run_b.name} were made on different images ({len(rows_a)} in common)",
             "a difference between models would be mixed with a difference between images",
             "audit both on the same --data, -n and --seed; --force compares the images in common",
         )
@@ -31,7 +61,7 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
     if _threat(record_a) != _threat(record_b):
         raise UserError(
             "RCV-E085",
-            f"{run_a} and {run_b} answer to different threat models",
+            f"{run_a.name} and {run_b.name} answer to different threat models",
             f"{_threat(record_a)} against {_threat(record_b)}: their robust accuracies mean different things",
             "audit both with the same --norm and --eps",
         )
@@ -39,17 +69,17 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
     if not same_plan and not force:
         raise UserError(
             "RCV-E085",
-            f"{run_a} and {run_b} were attacked in different ways",
+            f"{run_a.name} and {run_b.name} were attacked in different ways",
             "a difference between models would be mixed with a difference between attacks",
             "audit both with the same --effort, --attacks and --set; --force compares the worst cases as they are",
         )
     for norm, eps in _common_threats(record_a, record_b):
         stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
         pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
-    label_a, label_b = names or _names(record_a, record_b, run_a, run_b)
+    label_a, label_b = names or _names(run_a, run_b)
     raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.checks)
     files: dict[str, bytes] = {}
-    side_a, side_b = _side(record_a, run_a, label_a, "a", files), _side(record_b, run_b, label_b, "b", files)
+    side_a, side_b = _side(run_a, label_a, "a", files), _side(run_b, label_b, "b", files)
     record = records.Record(
         verb="compare",
         version=version(),
@@ -63,30 +93,18 @@ def compare(run_a: Path, run_b: Path, *, names: tuple[str, str] | None, force: b
             forced=not (same and same_plan),
         ),
         environment=clock.environment(torch.device("cpu")),
-        options={"run_a": str(run_a), "run_b": str(run_b), "force": force},
+        options={"run_a": run_a.name, "run_b": run_b.name, "force": force},
         headline_eps=record_b.headline_eps,
     )
     return Result(record, files)
 
 
-def _load(folder: Path) -> records.Record:
-    record = runs.load(folder)
-    if record.verb != "audit":
-        raise UserError(
-            "RCV-E082",
-            f"{folder} is the run of `{record.verb}`, not of `audit`",
-            "only audits hold verdicts image by image",
-            f"audit the model first: robustcv audit --model {folder} ...",
-        )
-    return record
-
-
-def _verdicts(folder: Path) -> runs.Arrays:
+def _verdicts(run: Saved) -> runs.Arrays:
     try:
-        return runs.unpack_arrays(runs.load_files(folder)["evidence/verdicts.safetensors"])
+        return runs.unpack_arrays(run.files["evidence/verdicts.safetensors"])
     except KeyError as error:
         raise UserError(
-            "RCV-E083", f"{folder} has lost evidence/verdicts.safetensors", "it holds the verdicts", "audit again"
+            "RCV-E083", f"{run.name} has lost evidence/verdicts.safetensors", "it holds the verdicts", "audit again"
         ) from error
 
 
@@ -141,16 +159,20 @@ def _paired(
     return records.PairedMetric(name=name, norm=norm, eps=eps, **counts, **test._asdict())
 
 
-def _names(a: records.Record, b: records.Record, run_a: Path, run_b: Path) -> tuple[str, str]:
+def _names(a: Saved, b: Saved) -> tuple[str, str]:
     """Name the runs by how their models were made where that differs, else by folder."""
-    made = [record.training.objective if record.training else None for record in (a, b)]
-    return (str(made[0]), str(made[1])) if None not in made and made[0] != made[1] else (run_a.name, run_b.name)
+    made = [run.record.training.objective if run.record.training else None for run in (a, b)]
+    return (str(made[0]), str(made[1])) if None not in made and made[0] != made[1] else (_folder(a), _folder(b))
 
 
-def _side(record: records.Record, folder: Path, name: str, prefix: str, files: dict[str, bytes]) -> records.Side:
+def _folder(run: Saved) -> str:
+    return Path(run.name).name
+
+
+def _side(run: Saved, name: str, prefix: str, files: dict[str, bytes]) -> records.Side:
     """Take over what the page shows of one run; evidence is copied, so that the comparison stands alone."""
+    record, source = run.record, run.files
     assert record.model is not None
-    source = runs.load_files(folder)
     for file in source:
         if file.startswith("evidence/") and not file.endswith(("SHA256SUMS", "verdicts.safetensors")):
             files[f"evidence/{prefix}/{file.removeprefix('evidence/')}"] = source[file]
@@ -166,7 +188,7 @@ def _side(record: records.Record, folder: Path, name: str, prefix: str, files: d
     )
     return records.Side(
         name=name,
-        run=folder.name,
+        run=_folder(run),
         model=record.model,
         metrics=record.metrics,
         attacks=record.attacks,

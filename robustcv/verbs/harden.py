@@ -1,46 +1,135 @@
-"""harden: fine-tune a trained classifier on attacked images."""
+"""harden: fine-tune a trained classifier on attacked images, and say what that changed."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from robustcv import runs
+from robustcv.attacks.norms import NORMS
+from robustcv.classifier import Classifier
+from robustcv.data import Images
 from robustcv.errors import UserError
+from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
+from robustcv.verbs.audit import audit
+from robustcv.verbs.compare import Saved, compare
 from robustcv.verbs.prepare import Clock, Result, device_of
+from robustcv.verbs.threats import parse_threats
 from robustcv.verbs.train import TrainingSets, run_training
 
 
 def harden(
-    model: Any, images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress
+    model: Any,
+    images: Any,
+    labels: Any,
+    *,
+    options: Mapping[str, Any],
+    state: runs.State,
+    progress: Progress,
+    out: Path | str | None = None,
 ) -> Result:
-    """Harden a classifier; ``options`` are the keyword arguments of `robustcv.harden`, all of them."""
+    """Harden a classifier; ``options`` are the keyword arguments of `robustcv.harden`, all of them.
+
+    Parameters
+    ----------
+    out
+        Folder of the run; the audits before and after are written into it.
+    """
     clock = Clock()
-    loaded = load_classifier(model)
-    if not loaded.description:
-        raise UserError(
-            "RCV-E062",
-            f"{loaded.source} is not a run of robustcv",
-            "hardening saves the result as a run, which needs the architecture by name",
-            "train with `robustcv train`, then harden that run",
-        )
+    loaded = load_classifier(model, options["weights"])
     made_with = loaded.description.get("data", {})
     if images is None and (images := made_with.get("spec")) is None:
         raise UserError(
             "RCV-E063",
             f"{loaded.source} does not say which images it was trained on",
-            "it was trained from Python, on images that have no name",
+            "robustcv did not train it, or it was trained from Python, on images that have no name",
             "name them: --data ...",
         )
     options = {**options, **{name: options[name] or made_with.get(name) for name in ("data_dir", "resize")}}
     split_seed = made_with.get("split_seed", options["seed"])  # the images held out then must be held out again
-    sets = TrainingSets(images, labels, options, progress, split_seed=split_seed)
-    if sets.train.class_names != loaded.class_names:
+    sets = TrainingSets(images, labels, options, progress, split_seed=split_seed, any_shape=not loaded.class_names)
+    device = device_of(loaded, options["device"])
+    loaded = _described(loaded, sets.train)
+    before = copy.deepcopy(loaded.classifier)  # a module from Python is left as it was found, and audited so
+    hardened = replace(loaded, classifier=copy.deepcopy(before)) if loaded.source == FROM_PYTHON else loaded
+    result = run_training("harden", hardened, sets, options, device, state, progress, clock, begun=True)
+    if not options["audits"] or sets.test is None:
+        return result
+    assert result.classifier is not None
+    sides = {"before": before, "after": result.classifier}
+    pair = [_audited(name, each, loaded, sets, options, out, progress) for name, each in sides.items()]
+    compared = compare(pair[0], pair[1], names=("before", "after"), force=True)
+    record = result.record.model_copy(
+        update={
+            "comparison": compared.record.comparison,
+            "headline_eps": compared.record.headline_eps,
+            "verdict": compared.record.verdict,
+            "data": compared.record.data,
+        }
+    )
+    return Result(record, {**result.files, **compared.files}, result.classifier)
+
+
+def _described(loaded: Loaded, images: Images) -> Loaded:
+    """Hold the classes of the model against those of the images; describe a model that robustcv did not make."""
+    names = images.class_names
+    if loaded.class_names and names != loaded.class_names:
         raise UserError(
             "RCV-E064",
             f"the images have other classes than {loaded.source}",
-            f"{', '.join(sets.train.class_names[:3])}, ... against {', '.join((loaded.class_names or ())[:3])}, ...",
+            f"{', '.join(names[:3])}, ... against {', '.join(loaded.class_names[:3])}, ...",
             "harden on the data the model was trained on",
         )
-    device = device_of(loaded, options["device"])
-    return run_training("harden", loaded, sets, options, device, state, progress, clock)
+    classifier = loaded.classifier
+    own = loaded.description or checkpoint.describe(
+        architecture=loaded.source,
+        options={},
+        class_names=names,
+        mean=classifier.mean.flatten().tolist() if isinstance(classifier, Classifier) else [],
+        std=classifier.std.flatten().tolist() if isinstance(classifier, Classifier) else [],
+    )
+    return replace(loaded, description={**own, "class_names": list(names)}, class_names=names)
+
+
+def _audited(
+    name: str,
+    classifier: nn.Module,
+    loaded: Loaded,
+    sets: TrainingSets,
+    options: Mapping[str, Any],
+    out: Path | str | None,
+    progress: Progress,
+) -> Saved:
+    """Audit one side on test images, the same for both, and keep the run inside the folder of this one."""
+    assert sets.test is not None
+    threat = next((each for each in parse_threats(options) if each.kind in NORMS), None)
+    wanted = {
+        **AUDIT_DEFAULTS,
+        **{key: options[key] for key in ("effort", "seed", "batch_size")},
+        "norm": threat.norm if threat else "linf",
+        "eps": threat.size if threat else "8/255",
+        "n": min(options["n"], len(sets.test)),
+    }
+    progress.say(f"audit {name} hardening")
+    folder = None if out is None else Path(out) / name
+    key = runs.fingerprint("audit", name, wanted)
+    kept = runs.State(None) if folder is None else runs.open_folder(folder, resume=folder.exists(), fingerprint=key)
+    found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
+    described = {"model": name, "data": sets.spec, **found.record.options}
+    record = found.record.model_copy(update={"training": None, "options": described})
+    if folder is not None:
+        runs.save(folder, record, found.files)
+        kept.clear()
+    return Saved(str(folder or name), record, found.files)
+
+
+AUDIT_DEFAULTS: dict[str, Any] = {
+    "weights": None, "data_dir": None, "split": "test", "resize": None, "sweep": True, "attacks": None,
+    "eight_bit": False, "eot": 1, "also": [], "explain": ["integrated_gradients"], "cases": 12, "set": [],
+    "fail_under": [], "device": "auto",
+}  # fmt: skip

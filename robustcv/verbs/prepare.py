@@ -153,7 +153,7 @@ def _read(text: str) -> Any:
 
 def _checked(function: Any, method: str, key: str, value: Any) -> Any:
     """Hold a method's option against the function's signature: its name, its type, and counts at least 1."""
-    reserved = ("eps", "norm", "targets", "towards", "seeds", "keep")
+    reserved = ("eps", "norm", "targets", "towards", "seeds", "keep", "perturb")
     parameters = inspect.signature(function).parameters.values()
     accepted = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in reserved]
     if key not in accepted:

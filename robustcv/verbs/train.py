@@ -2,26 +2,31 @@
 
 import functools
 import hashlib
+import inspect
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from robustcv import records, runs
-from robustcv.attacks import ATTACKS
 from robustcv.classifier import Classifier
 from robustcv.data import Images, as_images, resized, split_rows
 from robustcv.data import load as load_images
 from robustcv.data.augment import AUGMENTATIONS
+from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import calibration, predict, proportion
 from robustcv.models import Loaded, build, checkpoint
+from robustcv.models.sources import head_of
+from robustcv.models.transfer import begin_with, source_weights
 from robustcv.runtime import Progress, pick_device
-from robustcv.training import OBJECTIVES, SCHEDULES, fit
-from robustcv.training.objectives import Perturb
+from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
+from robustcv.training.averaging import Average
+from robustcv.training.layers import Layers, stages_of
+from robustcv.training.recipe import Precision
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -29,9 +34,10 @@ from robustcv.verbs.prepare import (
     describe_model,
     identity,
     judged,
-    parse_sweep,
+    parse_options,
     version,
 )
+from robustcv.verbs.threats import Training, parse_threats, training_threats
 
 VALIDATION_SHARE = 0.1
 
@@ -41,27 +47,55 @@ def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.S
     clock = Clock()
     sets = TrainingSets(images, labels, options, progress, split_seed=options["seed"])
     device = pick_device(options["device"])
-    channels, height, _ = sets.train.shape
+    loaded = _untrained(options, sets.train, device, progress)
+    begun = options["init"] is not None
+    return run_training("train", loaded, sets, options, device, state, progress, clock, begun=begun)
+
+
+def _untrained(options: Mapping[str, Any], images: Images, device: torch.device, progress: Progress) -> Loaded:
+    """Build the classifier, with the weights to begin with where some are named."""
+    channels, size, _ = images.shape
+    architecture, init, input_size = options["model"], options["init"], None
+    if init is not None:
+        weights, names, input_size = source_weights(init, architecture)
+    shape: dict[str, Any] = {
+        "classes": len(images.class_names),
+        "size": size,
+        "channels": channels,
+        "input_size": input_size,
+    }
     torch_seed = torch.get_rng_state()
     torch.manual_seed(options["seed"])  # architectures draw their first weights from the global generator
-    classifier = build(options["model"], classes=len(sets.train.class_names), size=height, channels=channels)
-    torch.set_rng_state(torch_seed)
+    try:
+        classifier = build(architecture, **shape)
+    finally:
+        torch.set_rng_state(torch_seed)
+    if init is not None:
+        copied = begin_with(classifier, weights, init, classes_there=names, classes_here=images.class_names)
+        progress.say(f"begun with {init}; {copied} of {len(images.class_names)} classes of the head taken over")
     described = checkpoint.describe(
-        architecture=options["model"],
-        options={"classes": len(sets.train.class_names), "size": height, "channels": channels},
-        class_names=sets.train.class_names,
+        architecture=architecture,
+        options={key: value for key, value in shape.items() if value is not None},
+        class_names=images.class_names,
         mean=classifier.mean.flatten().tolist(),
         std=classifier.std.flatten().tolist(),
     )
-    loaded = Loaded(classifier, options["model"], options["model"], described, sets.train.class_names)
-    return run_training("train", loaded, sets, options, device, state, progress, clock)
+    source = architecture if init is None else f"{architecture}, begun with {init}"
+    return Loaded(classifier, source, architecture, described, images.class_names)
 
 
 class TrainingSets:
     """Training, validation and test images; validation is cut from training where the data has no such split."""
 
     def __init__(
-        self, images: Any, labels: Any, options: Mapping[str, Any], progress: Progress, *, split_seed: int
+        self,
+        images: Any,
+        labels: Any,
+        options: Mapping[str, Any],
+        progress: Progress,
+        *,
+        split_seed: int,
+        any_shape: bool = False,
     ) -> None:
         self.spec = images if isinstance(images, str) else None
         self.split_seed = split_seed
@@ -81,7 +115,7 @@ class TrainingSets:
             rows, held_out = split_rows(whole.labels, VALIDATION_SHARE, split_seed)
             self.train, self.validation = whole.take(rows), whole.take(held_out)
         _, height, width = self.train.shape
-        if height != width:
+        if height != width and not any_shape:
             raise UserError(
                 "RCV-E067",
                 f"the training images are {width}x{height} pixels",
@@ -108,51 +142,33 @@ def run_training(
     state: runs.State,
     progress: Progress,
     clock: Clock,
+    *,
+    begun: bool,
 ) -> Result:
     """Fit, select by validation, read the test split once, and describe everything."""
     classifier = loaded.classifier
     classifier.to(device).to(memory_format=torch.channels_last)
-    perturb = training_attack(options)
+    threats = training_threats(options)
     names = default_augment(sets.train, options["augment"])
+    recipe = recipe_of(options, names, classifier, begun=begun)
     state.require_same("inputs", runs.fingerprint(*(identity(part) for part in (sets.train, sets.validation))))
-    saved = state.load("training.pt")
     progress.say(
         f"{options['objective']} on {len(sets.train):,} images, {len(sets.validation):,} held out for validation"
     )
-    with progress.stage(f"train {options['epochs']} epochs", len(sets.train) * options["epochs"]) as advance:
-        if saved is not None:
-            done = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
-            advance(len(sets.train) * len(done["history"]))
-        fitted = fit(
-            classifier,
-            sets.train,
-            sets.validation,
-            objective=OBJECTIVES[options["objective"]],
-            perturb=perturb,
-            validate_with=perturb,
-            epochs=options["epochs"],
-            batch_size=options["batch_size"],
-            optimizer=options["optimizer"],
-            learning_rate=options["learning_rate"],
-            weight_decay=options["weight_decay"],
-            schedule=options["schedule"],
-            augment=tuple(AUGMENTATIONS[name] for name in names),
-            seed=options["seed"],
-            state=None if saved is None else done,
-            save_state=lambda content: state.save("training.pt", _to_bytes(content)),
-            advance=advance,
-        )
+    fitted = _fit(classifier, sets, options, recipe, threats, state, progress, device, begun=begun)
     training = records.Training(
         objective=options["objective"],
         options={
             **{name: options[name] for name in TRAINING_OPTIONS},
-            **({name: options[name] for name in ATTACK_OPTIONS} if perturb else {}),
+            **({name: options[name] for name in ATTACK_OPTIONS} if threats.validate_with else {}),
             "augment": list(names),
             "data": sets.train.name,
         },
         epochs=tuple(records.Epoch(**vars(epoch)) for epoch in fitted.epochs),
         selected_epoch=fitted.selected_epoch,
-        selected_by="robust accuracy on the validation split" if perturb else "accuracy on the validation split",
+        selected_by=f"{'robust ' if threats.validate_with else ''}accuracy on the validation split",
+        attack=threats.described if threats.validate_with else None,
+        stopped=fitted.stopped,
     )
     weights = checkpoint.to_bytes(classifier)
     described = {
@@ -183,8 +199,94 @@ def run_training(
     return Result(record, files, classifier)
 
 
-TRAINING_OPTIONS = ("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "seed")
-ATTACK_OPTIONS = ("eps", "norm", "steps")
+TRAINING_OPTIONS = (
+    "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "mix", "label_smoothing",
+    "average", "precision", "minutes", "seed",
+)  # fmt: skip
+ATTACK_OPTIONS = ("eps", "norm", "steps", "against", "eps_warmup", "awp")
+
+
+def recipe_of(options: Mapping[str, Any], augment: tuple[str, ...], classifier: nn.Module, *, begun: bool) -> Recipe:
+    """Make the loop's options from the verb's."""
+    layered = options.get("backbone_rate", 1.0) != 1.0 or options.get("frozen_epochs", 0) or options.get("gradual")
+    if layered and not begun:
+        raise UserError(
+            "RCV-E074",
+            "nothing is known to the backbone yet",
+            "slow, frozen or gradually thawed layers keep what they have learned, and these weights are random",
+            "name weights to begin with: --init published, FILE or RUN",
+        )
+    layers = None
+    if layered:
+        stages = stages_of(classifier, head_of(classifier))
+        layers = Layers(stages, options["backbone_rate"], options["frozen_epochs"], options["gradual"])
+    return Recipe(
+        **{name: options[name] for name in TRAINING_OPTIONS if name != "mix"},
+        **{name: options[name] for name in ("eps_warmup", "awp")},
+        augment=tuple(AUGMENTATIONS[name] for name in augment),
+        mix=None if options["mix"] == "none" else MIXES[options["mix"]],
+        layers=layers,
+    )
+
+
+def _fit(
+    classifier: nn.Module,
+    sets: TrainingSets,
+    options: Mapping[str, Any],
+    recipe: Recipe,
+    threats: Training,
+    state: runs.State,
+    progress: Progress,
+    device: torch.device,
+    *,
+    begun: bool,
+) -> Fitted:
+    """Run the loop, from where an interrupted one stopped."""
+    saved, done = state.load("training.pt"), None
+    name = options["objective"]
+    given = parse_options(options["set"], OBJECTIVES)
+    _refuse_unused(given, name)
+    extra = given.get(name, {})
+    if "eps" in inspect.signature(OBJECTIVES[name]).parameters:
+        extra["eps"] = parse_threats(options)[0].size
+    total = f"{options['epochs']} epochs" if options["minutes"] is None else f"{options['minutes']:g} minutes"
+    with progress.stage(f"train {total}", len(sets.train) * options["epochs"]) as advance:
+        if saved is not None:
+            done = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+            advance(len(sets.train) * sum(epoch["n"] > 0 for epoch in done["history"]))
+        try:
+            return fit(
+                classifier,
+                sets.train,
+                sets.validation,
+                objective=functools.partial(OBJECTIVES[name], **extra),
+                recipe=recipe,
+                attack_at=threats.attack_at,
+                validate_with=threats.validate_with,
+                guard=threats.guard,
+                begun=begun,
+                state=done,
+                save_state=lambda content: state.save("training.pt", _to_bytes(content)),
+                advance=advance,
+            )
+        except Diverged as error:
+            raise UserError(
+                "RCV-E075",
+                str(error),
+                "the weights grew without bound, and no epoch was finished that could be kept",
+                f"lower --learning-rate (it was {options['learning_rate']:g}), or take --schedule one-cycle",
+            ) from error
+
+
+def _refuse_unused(given: Mapping[str, Any], objective: str) -> None:
+    for name in given:
+        if name != objective:
+            raise UserError(
+                "RCV-E004",
+                f"{name} does not run here, so its options would do nothing",
+                f"this run trains with {objective}",
+                f"add --objective {name}, or leave --set {name}... out",
+            )
 
 
 def _to_bytes(content: dict[str, Any]) -> bytes:
@@ -209,23 +311,27 @@ def default_augment(images: Images, given: Any) -> tuple[str, ...]:
     return names
 
 
-def training_attack(options: Mapping[str, Any]) -> Perturb | None:
-    """Bind the attack that the objective trains against; None where it needs none."""
-    if options["objective"] == "standard":
-        return None
-    eps, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
-    return functools.partial(ATTACKS["pgd"], eps=eps, norm=options["norm"], steps=options["steps"], keep="last")
-
-
 def check_training_options(options: Mapping[str, Any]) -> None:
     """Refuse unknown objectives, schedules and optimisers before any work is done."""
     for kind, name, known in (
         ("objective", options["objective"], list(OBJECTIVES)),
         ("schedule", options["schedule"], list(SCHEDULES)),
         ("optimizer", options["optimizer"], ["adam", "sgd"]),
+        ("mix", options["mix"], ["none", *MIXES]),
+        ("average", options["average"], list(get_args(Average))),
+        ("precision", options["precision"], list(get_args(Precision))),
     ):
         if name not in known:
             raise unknown_name(kind, name, known)
+    for name, low, high in (("label_smoothing", 0, 0.99), ("eps_warmup", 0, 1), ("awp", 0, 1), ("backbone_rate", 0, 1)):
+        if not low <= options.get(name, low) <= high:
+            raise UserError(
+                "RCV-E006",
+                f"--{name.replace('_', '-')} {options[name]} is outside [{low}, {high}]",
+                "it is a share",
+                f"use a number from {low} to {high}",
+            )
+    training_threats(options)
 
 
 def _test_once(

@@ -92,23 +92,33 @@ def calibration(record: Record, files: Files) -> Section | None:
 
 
 def training(record: Record, files: Files) -> Section | None:
-    """Draw the learning curves, of the run itself or of the model that was audited."""
+    """Draw the learning curves, of the run itself or of the model that was audited; of hardening over the minutes."""
     made = record.training
     if made is None:
         return None
-    rows = []
+    rows: list[charts.Row] = []
+    minutes, kept_at = 0.0, 0.0
+    over_time = made.epochs[0].epoch == 0  # fine-tuning: what is bought for what time
     for epoch in made.epochs:
+        minutes += epoch.seconds / 60 if epoch.epoch else 0.0
+        x = minutes if over_time else float(epoch.epoch)
+        kept_at = x if epoch.epoch == made.selected_epoch else kept_at
         seen = "training images, as trained on" if made.objective == "standard" else "training images, attacked"
-        rows.append({"series": seen, "epoch": epoch.epoch, "share": epoch.correct / epoch.n})
+        if epoch.n:
+            rows.append({"series": seen, "x": x, "share": epoch.correct / epoch.n})
         right = epoch.validation_correct / epoch.validation_n
-        rows.append({"series": "validation, clean", "epoch": epoch.epoch, "share": right})
+        rows.append({"series": "validation, clean", "x": x, "share": right})
         if epoch.validation_robust is not None and epoch.validation_robust_n:
             robust = epoch.validation_robust / epoch.validation_robust_n
-            rows.append({"series": "validation, attacked", "epoch": epoch.epoch, "share": robust})
-    label = f"Accuracy over {len(made.epochs)} epochs; epoch {made.selected_epoch} was kept"
-    chart = Chart(charts.training_curve(rows, selected=made.selected_epoch, label=label), _epoch_table(record))
+            rows.append({"series": "validation, attacked", "x": x, "share": robust})
+    label = f"Accuracy over {made.epochs[-1].epoch} epochs; epoch {made.selected_epoch} was kept"
+    drawn = charts.training_curve(rows, selected=kept_at, over_time=over_time, label=label)
     subtitle = f"{made.objective} · kept: epoch {made.selected_epoch}, by {made.selected_by}"
-    return Section("training", "Training", subtitle, (chart,), "Training")
+    if made.stopped:
+        subtitle += f" · ended early: {made.stopped}"
+    if again := [str(epoch.epoch) for epoch in made.epochs if epoch.recovered]:
+        subtitle += f" · collapsed and done again with a stronger attack: epoch {', '.join(again)}"
+    return Section("training", "Training", subtitle, (Chart(drawn, _epoch_table(record)),), "Training")
 
 
 def _epoch_table(record: Record) -> Table:
@@ -116,8 +126,8 @@ def _epoch_table(record: Record) -> Table:
     rows = tuple(
         (
             Cell(str(epoch.epoch)),
-            Cell(f"{epoch.loss:.3f}", number=True),
-            Cell(numbers.share(epoch.correct / epoch.n, epoch.n), number=True),
+            Cell(f"{epoch.loss:.3f}" if epoch.n else "not trained yet", number=True),
+            Cell(numbers.share(epoch.correct / epoch.n, epoch.n) if epoch.n else "not trained yet", number=True),
             Cell(numbers.share(epoch.validation_correct / epoch.validation_n, epoch.validation_n), number=True),
             Cell(
                 "not run"

@@ -1,0 +1,234 @@
+"""Where classifiers come from: run folders, torchvision, timm, ONNX files, your own Python."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustcv.errors import UserError, unknown_name
+from robustcv.models import checkpoint
+from robustcv.models.architectures import build, is_architecture
+from robustcv.models.published import import_timm
+
+FROM_PYTHON = "python object"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier and what is known about it."""
+
+    classifier: nn.Module
+    source: str
+    architecture: str
+    description: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+
+
+def load(spec: Any, weights: str | None = None) -> Loaded:
+    """Load a classifier: a module, a run folder, ``torchvision:NAME``, ``timm:NAME`` or ``py:FILE:FUNCTION``.
+
+    Parameters
+    ----------
+    spec
+        An ``nn.Module`` is taken as it is. A run folder (or its model.safetensors) that robustcv wrote is loaded with
+        its description. ``torchvision:resnet50`` or ``torchvision:resnet50@IMAGENET1K_V2`` builds the network, with
+        ``weights`` from a file or else torchvision's own (downloaded once); ``timm:NAME`` is the same for timm.
+        ``py:FILE:FUNCTION`` runs FILE and calls FUNCTION(), which returns a module from [0, 1] images to logits.
+    weights
+        A safetensors file or a torch file without code.
+    """
+    if weights is not None and (
+        isinstance(spec, nn.Module) or not str(spec).startswith(("torchvision:", "timm:", "py:"))
+    ):
+        raise UserError(
+            "RCV-E065",
+            f"weights from {weights} cannot be put into {spec if isinstance(spec, str) else type(spec).__name__}",
+            "a run folder and a module from Python already hold theirs",
+            "leave --weights out, or name the network: --model torchvision:NAME, timm:NAME or py:FILE:FUNCTION",
+        )
+    if isinstance(spec, nn.Module):
+        return Loaded(spec, FROM_PYTHON, type(spec).__name__)
+    kind, _, rest = str(spec).partition(":")
+    folder = Path(spec).expanduser()
+    folder = folder.parent if folder.name == "model.safetensors" else folder
+    if kind == "torchvision" and rest:
+        loaded = _from_torchvision(rest, weights)
+    elif kind == "timm" and rest:
+        loaded = _from_timm(rest, weights)
+    elif kind == "py" and rest:
+        loaded = _from_file(rest, weights)
+    elif folder.is_dir():
+        loaded = _from_run(folder)
+    else:
+        raise _no_model(str(spec))
+    loaded.classifier.eval()  # what we load is loaded to be judged; a module from Python keeps its mode
+    return loaded
+
+
+def _no_model(spec: str) -> UserError:
+    if is_architecture(spec):
+        return UserError(
+            "RCV-E057",
+            f"{spec!r} is an architecture without weights",
+            "an untrained classifier has nothing to audit",
+            f"train it first (`robustcv train --model {spec} --data ...`) and give the run folder",
+        )
+    return UserError(
+        "RCV-E058",
+        f"there is no model {spec!r}",
+        "a model is a run folder, torchvision:NAME, timm:NAME or py:FILE:FUNCTION",
+        "check --model; `robustcv list architectures` shows what can be trained",
+    )
+
+
+def _from_run(folder: Path) -> Loaded:
+    described = checkpoint.read_description(folder / "model.json")
+    if not is_architecture(described["architecture"]):
+        raise UserError(
+            "RCV-E071",
+            f"{folder} holds the weights of {described['architecture']}, whose code is not in it",
+            "it was hardened from Python or from a file of yours; robustcv runs no code that a run folder names",
+            f"name the code and the weights: --model py:FILE:FUNCTION --weights {folder / 'model.safetensors'}",
+        )
+    normalisation = described["normalisation"]
+    classifier = build(
+        described["architecture"], **described["options"], mean=normalisation["mean"], std=normalisation["std"]
+    )
+    path = folder / "model.safetensors"
+    checkpoint.fill(classifier, checkpoint.load_weights(path), str(path))
+    names = tuple(described["class_names"])
+    return Loaded(classifier, folder.name, described["architecture"], described, names)
+
+
+def _from_torchvision(name: str, weights: str | None) -> Loaded:
+    """Build a network of torchvision, with the input size and normalisation that its published weights came with."""
+    import torchvision
+
+    name, _, version = name.partition("@")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    published = torchvision.models.get_model_weights(name)
+    if version and version not in published.__members__:
+        raise unknown_name(f"version of {name}", version, published.__members__)
+    entry = published[version] if version else published.DEFAULT
+    try:
+        if weights is None:
+            found = torchvision.models.get_model(name, weights=entry).state_dict()
+            found = {key: value for key, value in found.items() if not key.startswith(_AUXILIARY)}
+        else:
+            found = checkpoint.load_weights(weights)
+    except (OSError, RuntimeError) as error:
+        raise _unreachable(f"torchvision:{name}", error) from error
+    classes = _classes_in(found, torchvision.models.get_model(name, weights=None), name)
+    wanted = entry.transforms()
+    mean, std = wanted.mean, wanted.std
+    if weights is None and name in ("inception_v3", "googlenet"):  # ported weights: torchvision normalises them again
+        mean = std = [0.5] * 3
+    return _published(name, found, classes, wanted.crop_size[0], mean, std, weights or name)
+
+
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+
+
+def _from_timm(name: str, weights: str | None) -> Loaded:
+    """Build a network of timm, with the input size and normalisation that its published weights came with."""
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, difflib.get_close_matches(name, timm.list_models(), 5, 0.3))
+    try:
+        network = timm.create_model(name, pretrained=weights is None)
+    except (OSError, RuntimeError) as error:
+        raise _unreachable(f"timm:{name}", error) from error
+    found = network.state_dict() if weights is None else checkpoint.load_weights(weights)
+    config = timm.data.resolve_model_data_config(network)
+    classes = _classes_in(found, network, name)
+    side = config["input_size"][1]
+    return _published(f"timm:{name}", found, classes, side, config["mean"], config["std"], weights or name)
+
+
+def _published(
+    architecture: str, weights: Mapping[str, torch.Tensor], classes: int, size: int, mean: Any, std: Any, source: str
+) -> Loaded:
+    """Put weights into a published network, described so that it can be saved as a run of ours."""
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    classifier = build(architecture, classes=classes, size=size, mean=list(mean), std=list(std), input_size=size)
+    kept = {key: value for key, value in weights.items() if not key.startswith(_AUXILIARY)}
+    checkpoint.fill(classifier.network, kept, source)
+    classifier.size = (size, size)  # images of any size may come
+    described = checkpoint.describe(
+        architecture=architecture,
+        options={"classes": classes, "size": 0, "channels": 3, "input_size": size},
+        class_names=(),
+        mean=list(mean),
+        std=list(std),
+    )
+    name = architecture if architecture.startswith("timm:") else f"torchvision:{architecture}"
+    return Loaded(classifier, name, architecture, described)
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    return UserError(
+        "RCV-E059",
+        f"the weights of {name} could not be had",
+        str(error).splitlines()[0][:200],
+        "go online once, or give a file with --weights",
+    )
+
+
+def head_of(network: nn.Module) -> str:
+    """Name the last layer that has weights: the one that gives the logits."""
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return names[-1]
+
+
+def _classes_in(weights: Mapping[str, torch.Tensor], network: nn.Module, name: str) -> int:
+    """Read the number of classes off the weights of the network's last layer."""
+    head = head_of(network)
+    matrix = weights.get(f"{head}.weight", weights.get(f"module.{head}.weight"))
+    if matrix is None:
+        raise UserError(
+            "RCV-E054",
+            f"the weights hold no {head}.weight, the last layer of {name}",
+            "they were made for another architecture, so the number of classes is not known",
+            "name the architecture the weights were made with (--model)",
+        )
+    return int(matrix.shape[0])
+
+
+def _from_file(rest: str, weights: str | None) -> Loaded:
+    """Run the user's file and call the function it names."""
+    file, _, function = rest.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise UserError(
+            "RCV-E060",
+            f"py:{rest} names no file",
+            "the form is py:FILE:FUNCTION",
+            "for example --model py:examples/my_model.py:make_model",
+        )
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError("RCV-E060", f"{path} is not a Python file", "it cannot be run", "give a .py file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(path.stem, module)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise unknown_name("function", function, [name for name in vars(module) if not name.startswith("_")])
+    network = getattr(module, function)()
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            "RCV-E061",
+            f"{function}() in {path} returned {type(network).__name__}",
+            "an nn.Module is needed, from images in [0, 1] to logits",
+            "return the module itself; robustcv.Classifier puts a normalisation inside",
+        )
+    if weights is not None:
+        checkpoint.fill(network, checkpoint.load_weights(weights), weights)
+    return Loaded(network, f"py:{path.name}:{function}", type(network).__name__)

@@ -1,0 +1,127 @@
+"""Beginning from weights that were trained for something else: the backbone is taken over, the head made new."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustcv.classifier import Classifier
+from robustcv.errors import UserError
+from robustcv.models import checkpoint
+from robustcv.models.published import import_timm
+from robustcv.models.sources import head_of
+
+PUBLISHED = "published"
+
+
+def source_weights(init: str, architecture: str) -> tuple[dict[str, Tensor], tuple[str, ...], int | None]:
+    """Read the weights to begin with: names to tensors, the classes they know, and the image size they were made for.
+
+    Parameters
+    ----------
+    init
+        ``published`` (torchvision's or timm's own, downloaded once), a file of weights, or a run folder.
+    architecture
+        The network they are for.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    if init == PUBLISHED:
+        return _published(architecture)
+    folder = Path(init).expanduser()
+    if not folder.is_dir():
+        return checkpoint.load_weights(folder), (), None
+    described = checkpoint.read_description(folder / "model.json")
+    if described["architecture"] != architecture:
+        raise UserError(
+            "RCV-E076",
+            f"{init} is a {described['architecture']}, not a {architecture}",
+            "the weights of one network mean nothing in another",
+            f"add --model {described['architecture']}",
+        )
+    weights = checkpoint.load_weights(folder / "model.safetensors")
+    return weights, tuple(described["class_names"]), described["options"].get("input_size")
+
+
+def _published(architecture: str) -> tuple[dict[str, Tensor], tuple[str, ...], int | None]:
+    try:
+        if architecture.startswith("timm:"):
+            timm = import_timm()
+            network = timm.create_model(architecture.removeprefix("timm:"), pretrained=True)
+            return network.state_dict(), (), timm.data.resolve_model_data_config(network)["input_size"][1]
+        import torchvision
+
+        entry = torchvision.models.get_model_weights(architecture).DEFAULT
+        weights = entry.get_state_dict(progress=False, check_hash=True)
+        return dict(weights), tuple(entry.meta["categories"]), int(entry.transforms().crop_size[0])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            "RCV-E059",
+            f"there are no published weights of {architecture} to be had",
+            str(error).splitlines()[0][:200],
+            "go online once, or begin with a file or a run: --init FILE",
+        ) from error
+
+
+def begin_with(
+    classifier: Classifier,
+    weights: Mapping[str, Tensor],
+    source: str,
+    *,
+    classes_there: Sequence[str] = (),
+    classes_here: Sequence[str] = (),
+) -> int:
+    """Fill a classifier with weights; where the head has another size it stays new but for the classes of one name.
+
+    Parameters
+    ----------
+    weights
+        Of a whole `Classifier`, or of the network inside it. Auxiliary heads are passed over.
+    classes_there, classes_here
+        What the rows of the two heads mean; rows of the same name are copied.
+
+    Returns
+    -------
+    int
+        Number of classes whose row of the head was taken over; all of them where the heads fit.
+
+    Raises
+    ------
+    UserError
+        If anything but the head does not fit.
+    """
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    inner = classifier.network
+    if isinstance(inner, nn.Sequential) and len(inner) == 2 and next(inner[0].parameters(), None) is None:
+        inner = inner[1]  # a published network behind the layer that shows it grey images
+    if any(name.startswith("network.") for name in weights):
+        weights = {name.removeprefix("network."): tensor for name, tensor in weights.items() if "." in name}
+        inner = classifier.network
+    own = inner.state_dict()
+    head = head_of(inner)
+    keys = [key for key in (f"{head}.weight", f"{head}.bias") if key in own]
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(("AuxLogits.", "aux1.", "aux2."))}
+    if all(key in kept and kept[key].shape == own[key].shape for key in keys):
+        checkpoint.fill(inner, kept, source)
+        return len(own[keys[0]])
+    theirs = {key: kept.pop(key) for key in keys if key in kept}
+    checkpoint.fill(inner, {**kept, **{key: own[key] for key in keys}}, source)
+    return _copy_rows(inner, theirs, classes_there, classes_here)
+
+
+def _copy_rows(
+    inner: nn.Module, theirs: Mapping[str, Tensor], classes_there: Sequence[str], classes_here: Sequence[str]
+) -> int:
+    """Take over the head's rows of the classes that both know."""
+    pairs = [(classes_there.index(name), k) for k, name in enumerate(classes_here) if name in classes_there]
+    own = dict(inner.named_parameters())
+    with torch.no_grad():
+        for key, tensor in theirs.items():
+            if tensor.shape[1:] == own[key].shape[1:]:
+                for there, here in pairs:
+                    own[key][here] = tensor[there]
+    return len(pairs)
