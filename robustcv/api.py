@@ -92,7 +92,8 @@ def audit(
     Parameters
     ----------
     classifier
-        A run folder, torchvision:NAME, or py:FILE:FUNCTION, which returns a module from [0, 1] images to logits.
+        A run folder, torchvision:NAME, timm:NAME, onnx:FILE (a black box), or py:FILE:FUNCTION, which returns a module
+        from [0, 1] images to logits.
     images
         A data set by name (digits, shapes, cifar10, cifar100, mnist, fashion-mnist), a folder or tar archive of
         split/class/image, or from Python a tensor, Dataset or DataLoader.
@@ -182,6 +183,7 @@ def train(
     mix: str = "none",
     label_smoothing: float = 0.0,
     precision: str = "float32",
+    export: Sequence[str] = (),
     batch_size: int = 128,
     seed: int = 0,
     device: str = "auto",
@@ -251,6 +253,8 @@ def train(
         Share of the probability spread over all classes.
     precision
         float32, or bf16 for the forward passes of training.
+    export
+        Other forms to write the model in: onnx.
     batch_size
         Images a step.
     seed
@@ -422,7 +426,7 @@ def explain(
     Parameters
     ----------
     classifier
-        A run folder, torchvision:NAME, or py:FILE:FUNCTION.
+        A run folder, torchvision:NAME, timm:NAME, onnx:FILE or py:FILE:FUNCTION.
     images
         A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
     targets
@@ -498,7 +502,7 @@ def compare(
 
 
 def load_classifier(spec: str, weights: str | None = None) -> "nn.Module":
-    """Load a classifier: a run folder, torchvision:NAME or py:FILE:FUNCTION; see `audit`."""
+    """Load a classifier: a run folder, torchvision:NAME, timm:NAME, onnx:FILE or py:FILE:FUNCTION."""
     from robustcv.models import load
 
     return load(spec, weights).classifier

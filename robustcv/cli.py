@@ -21,7 +21,7 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_COMMAS = ("attacks", "also", "against", "explain", "method", "augment")
+_COMMAS = ("attacks", "also", "against", "export", "explain", "method", "augment")
 _WORDS = ("eps", "set", "fail_under", "names")
 
 

@@ -184,6 +184,24 @@ class Model(_Frozen):
     training: Training | None = None
 
 
+class Latency(_Frozen):
+    """How long a batch takes, in seconds: median and 95th percentile."""
+
+    batch: int
+    runs: int
+    p50: float
+    p95: float
+
+
+class Cost(_Frozen):
+    """What a forward pass costs; ``flops`` is of one image, and not known of a black box."""
+
+    flops: int | None
+    weight_bytes: int
+    threads: int
+    latencies: tuple[Latency, ...]
+
+
 class Data(_Frozen):
     """Which images were used; ``sha256`` covers their pixels and labels in order."""
 
@@ -299,6 +317,7 @@ class Record(_Frozen):
     others: tuple[OtherThreat, ...] = ()
     cases: tuple[Case, ...] = ()
     training: Training | None = None
+    cost: Cost | None = None
     comparison: Comparison | None = None
     environment: Environment
     options: dict[str, Any] = {}

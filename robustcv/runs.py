@@ -238,6 +238,15 @@ def telling_origins(origins: Mapping[str, str]) -> Iterator[None]:
         _origins.reset(token)
 
 
+def _as_words(options: Mapping[str, Any]) -> list[str]:
+    """Write options of methods, or gates, as the command line does: ``pgd.steps=50``, ``clean_accuracy=0.9``."""
+    words = []
+    for name, value in options.items():
+        inner = value.items() if isinstance(value, Mapping) else ()
+        words += [f"{name}.{key}={json.dumps(each)}" for key, each in inner] or [f"{name}={json.dumps(value)}"]
+    return words
+
+
 def to_toml(options: Mapping[str, Any], given: Collection[str]) -> bytes:
     """Write options as TOML, each with the place it came from as a comment; None is left out.
 
@@ -252,8 +261,8 @@ def to_toml(options: Mapping[str, Any], given: Collection[str]) -> bytes:
         if value is None:
             lines.append(f"# {name}: not set")
         else:
-            if isinstance(value, Mapping):  # options of methods, as the command line writes them
-                value = [f"{a}.{b}={json.dumps(c)}" for a, options in value.items() for b, c in options.items()]
+            if isinstance(value, Mapping):
+                value = _as_words(value)
             text = json.dumps(list(value) if isinstance(value, tuple | list) else value, ensure_ascii=False)
             lines.append(f"{name} = {text}  # {origins.get(name, 'default')}")
     return ("\n".join(lines) + "\n").encode()

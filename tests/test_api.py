@@ -258,12 +258,18 @@ def test_a_model_of_other_classes_is_refused(trained: Path) -> None:
         rc.audit(str(trained), "shapes", **QUICK)
 
 
-def test_harden_needs_a_run_and_the_same_classes(trained: Path) -> None:
-    with pytest.raises(UserError, match="is not a run of robustcv"):
+def test_harden_needs_images_and_the_same_classes(trained: Path) -> None:
+    with pytest.raises(UserError, match="does not say which images"):
         rc.harden(rc.load_classifier(str(trained)), quiet=True)
     with pytest.raises(UserError, match="the images have other classes"):
         rc.harden(str(trained), "shapes", quiet=True)
-    for key, value in (("objective", "trades"), ("schedule", "step"), ("optimizer", "lion")):
+    for key, value in (
+        ("objective", "tradse"),
+        ("mix", "mixop"),
+        ("average", "em"),
+        ("schedule", "step"),
+        ("optimizer", "lion"),
+    ):
         with pytest.raises(UserError, match=f"no {key} called '{value}'"):
             rc.harden(str(trained), **{key: value}, quiet=True)
 

@@ -40,8 +40,22 @@ _L0: dict[str, Steps] = {
 }
 
 
-def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Planned]:
+# no gradients to be had: queries alone (Andriushchenko et al. 2020; AutoAttack's share of it is 5,000)
+_BLACK_BOX: dict[str, Steps] = {
+    effort: (("square", {"queries": queries}, 0.0),)
+    for effort, queries in (("quick", 300), ("standard", 1000), ("thorough", 5000), ("autoattack", 5000))
+}
+
+
+def plan_for(
+    effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | None = None, *, black_box: bool = False
+) -> list[Planned]:
     """Give the attacks of an effort that know a norm; ``options`` by attack win over the plan's own.
+
+    Parameters
+    ----------
+    black_box
+        The classifier gives no gradients: only attacks that need none.
 
     Raises
     ------
@@ -50,6 +64,13 @@ def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | 
     """
     if effort not in EFFORTS:
         raise unknown_name("effort", effort, EFFORTS)
+    if black_box and norm not in norms_of(ATTACKS["square"]):
+        raise UserError(
+            "RCV-E006",
+            f"no attack without gradients knows the norm {norm}",
+            "this model gives none",
+            f"--norm {norms_of(ATTACKS['square'])[0]}",
+        )
     if norm == "l0" and effort not in _L0:
         raise UserError(
             "RCV-E006",
@@ -58,7 +79,7 @@ def plan_for(effort: str, norm: str, options: Mapping[str, Mapping[str, Any]] | 
             "--effort thorough",
         )
     more = options or {}
-    steps = _L0[effort] if norm == "l0" else EFFORTS[effort]
+    steps = _BLACK_BOX[effort] if black_box else _L0[effort] if norm == "l0" else EFFORTS[effort]
     return [
         Planned(name, ATTACKS[name], {**given, **more.get(name, {})}, reach)
         for name, given, reach in steps

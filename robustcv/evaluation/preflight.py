@@ -40,6 +40,7 @@ def preflight(
     was_training: bool,
     trained_on: tuple[str, ...] | None,
     device: torch.device,
+    black_box: bool = False,
 ) -> tuple[Check, ...]:
     """Check a frozen classifier on a few images; each check gives its figure and what to do when raised.
 
@@ -49,6 +50,8 @@ def preflight(
         Whether the classifier came in training mode (it is judged in eval mode either way).
     trained_on
         The classes the classifier was trained on, in order, where that is known.
+    black_box
+        The classifier gives no gradients, and is known to.
     """
     batch, labels = next(images.take(torch.arange(min(ROWS, len(images)))).batches(ROWS))
     with torch.no_grad():
@@ -62,8 +65,14 @@ def preflight(
         _deterministic(first, second),
         _alone(classifier, batch.to(device), first, second),
         _dynamic(classifier, batch.to(device)),
-        _gradients(classifier, batch.to(device), labels.to(device)),
+        _black_box() if black_box else _gradients(classifier, batch.to(device), labels.to(device)),
     )
+
+
+def _black_box() -> Check:
+    figure = "none: a black box, attacked by its answers alone"
+    fix = "audit the PyTorch model itself; with gradients, attacks break more"
+    return _check("usable gradients", False, figure, fix)
 
 
 def _check(name: str, fine: bool, figure: str, fix: str) -> Check:

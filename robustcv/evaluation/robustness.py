@@ -15,6 +15,7 @@ def measure(
     sweep: Sequence[float] = (),
     escalation: Sequence[Planned] = (),
     suspicious: bool = False,
+    black_box: bool = False,
 ) -> tuple[WorstCase, tuple[Check, ...]]:
     """Run a plan, look for masked gradients, and run the escalation on what stands where they are found.
 
@@ -26,6 +27,8 @@ def measure(
         Attacks for the images left standing where a flag is raised; none: flags are only reported.
     suspicious
         Escalate whatever the probes say.
+    black_box
+        The classifier gives no gradients, so that there is nothing to probe.
 
     Returns
     -------
@@ -33,6 +36,8 @@ def measure(
         The worst case over everything that was run, and the flags.
     """
     outcome = worst_case(job, plan, eps=eps, sweep=sweep)
+    if black_box:
+        return outcome, ()
     probed = probe(job, outcome)
     outcome = probed.outcome
     if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):

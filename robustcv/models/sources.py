@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustcv.errors import UserError, unknown_name
-from robustcv.models import checkpoint
+from robustcv.models import checkpoint, onnx_file
 from robustcv.models.architectures import build, is_architecture
 from robustcv.models.published import import_timm
 
@@ -61,6 +61,8 @@ def load(spec: Any, weights: str | None = None) -> Loaded:
         loaded = _from_torchvision(rest, weights)
     elif kind == "timm" and rest:
         loaded = _from_timm(rest, weights)
+    elif kind == "onnx" and rest:
+        loaded = Loaded(onnx_file.read(rest), f"onnx:{Path(rest).name}", "onnx")
     elif kind == "py" and rest:
         loaded = _from_file(rest, weights)
     elif folder.is_dir():
@@ -82,7 +84,7 @@ def _no_model(spec: str) -> UserError:
     return UserError(
         "RCV-E058",
         f"there is no model {spec!r}",
-        "a model is a run folder, torchvision:NAME, timm:NAME or py:FILE:FUNCTION",
+        "a model is a run folder, torchvision:NAME, timm:NAME, onnx:FILE or py:FILE:FUNCTION",
         "check --model; `robustcv list architectures` shows what can be trained",
     )
 
@@ -91,7 +93,7 @@ def _from_run(folder: Path) -> Loaded:
     described = checkpoint.read_description(folder / "model.json")
     if not is_architecture(described["architecture"]):
         raise UserError(
-            "RCV-E071",
+            "RCV-E090",
             f"{folder} holds the weights of {described['architecture']}, whose code is not in it",
             "it was hardened from Python or from a file of yours; robustcv runs no code that a run folder names",
             f"name the code and the weights: --model py:FILE:FUNCTION --weights {folder / 'model.safetensors'}",

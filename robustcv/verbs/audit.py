@@ -18,6 +18,7 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
+from robustcv.evaluation.cost import cost
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
@@ -32,8 +33,10 @@ from robustcv.verbs.gates import judge_gates, parse_gates
 from robustcv.verbs.prepare import (
     Clock,
     Result,
+    black_box_explainers,
     describe_model,
     device_of,
+    is_black_box,
     judged,
     parse_options,
     parse_sweep,
@@ -58,12 +61,15 @@ def audit(
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
     method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS, "spatial": spatial, "patch": train_patch})
-    plan, escalation = _plans(options, method_options)
     for name in options["explain"]:
         if name not in EXPLAINERS:
             raise unknown_name("explainer", name, EXPLAINERS)
     gates = parse_gates(options["fail_under"])
+    _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
     loaded = load_classifier(model, options["weights"])
+    black_box = is_black_box(loaded.classifier)
+    plan, escalation = _plans(options, method_options, black_box=black_box)
+    explain = black_box_explainers(options["explain"], ["integrated_gradients"]) if black_box else options["explain"]
     device = device_of(loaded, options["device"])
     chosen, data = take_images(
         images,
@@ -95,7 +101,9 @@ def audit(
             was_training=was_training,
             trained_on=loaded.class_names,
             device=device,
+            black_box=black_box,
         )
+        spent = cost(plain, next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device), black_box=black_box)
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
         with progress.stage("attacks", work) as advance:
@@ -105,18 +113,16 @@ def audit(
                 predictions,
                 norm=options["norm"],
                 state=state,
-                fast=_fast(classifier, chosen, device),
+                fast=classifier if black_box else _fast(classifier, chosen, device),
                 remember=sample,
                 eight_bit=options["eight_bit"],
                 advance=advance,
                 **run,
             )
-            outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation)
+            outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
         beyond = _beyond(job, options, method_options, patch_images, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
-        cases, explanations, files = explain_cases(
-            classifier, drawn, options["explain"], method_options, progress=progress, **run
-        )
+        cases, explanations, files = explain_cases(classifier, drawn, explain, method_options, progress=progress, **run)
     error, bins = calibration(predictions, seed=options["seed"])
     metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome), *beyond.metrics)
     files |= beyond.files
@@ -143,6 +149,7 @@ def audit(
         explanations=explanations,
         cases=cases,
         training=described.training,
+        cost=spent,
         environment=clock.environment(device),
         options=dict(options),
         headline_eps=headline,
@@ -161,7 +168,7 @@ def _predict(
 
 
 def _plans(
-    options: Mapping[str, Any], method_options: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Any], method_options: Mapping[str, Mapping[str, Any]], *, black_box: bool
 ) -> tuple[list[Planned], list[Planned]]:
     """Give the attacks to run, named or by effort, and those for the images left standing where a flag is raised."""
     named = options["attacks"] is not None
@@ -170,18 +177,18 @@ def _plans(
     plan = (
         plan_of(options["attacks"], options["norm"], method_options)
         if named
-        else plan_for(options["effort"], options["norm"], method_options)
+        else plan_for(options["effort"], options["norm"], method_options, black_box=black_box)
     )
     runs_here = [*(planned.name for planned in plan), *options["also"], *options["explain"]]
     for name in method_options:
-        if name not in runs_here:
+        if name not in runs_here and not black_box:
             raise UserError(
                 "RCV-E004",
                 f"{name} does not run here, so its options would do nothing",
                 f"this audit runs {', '.join(runs_here)}",
                 f"add it to --attacks, --also or --explain, or leave --set {name}... out",
             )
-    if named:
+    if named or black_box:
         return plan, []
     escalates = options["effort"] in ("standard", "thorough") and options["norm"] != "l0"
     return plan, plan_for("autoattack", options["norm"]) if escalates else []

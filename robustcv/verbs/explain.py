@@ -17,13 +17,17 @@ from robustcv.verbs.cases import Drawn, explain_cases
 from robustcv.verbs.prepare import (
     Clock,
     Result,
+    black_box_explainers,
     describe_model,
     device_of,
+    is_black_box,
     judged,
     parse_options,
     take_images,
     version,
 )
+
+EXPLAINERS_SHOWN = ("integrated_gradients", "gradient_shap", "partition_shap")
 
 
 def explain(
@@ -38,6 +42,8 @@ def explain(
         if name not in EXPLAINERS:
             raise unknown_name("explainer", name, EXPLAINERS)
     loaded = load_classifier(classifier, options["weights"])
+    if is_black_box(loaded.classifier):
+        methods = black_box_explainers(methods, list(EXPLAINERS_SHOWN))
     device = device_of(loaded, options["device"])
     labels = options["labels"]
     labelled = labels is not None or not isinstance(images, Tensor)

@@ -18,7 +18,7 @@ from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.audit import audit
 from robustcv.verbs.compare import Saved, compare
-from robustcv.verbs.prepare import Clock, Result, device_of
+from robustcv.verbs.prepare import Clock, Result, device_of, is_black_box, number_of_classes, require_same_number
 from robustcv.verbs.threats import parse_threats
 from robustcv.verbs.train import TrainingSets, run_training
 
@@ -42,6 +42,10 @@ def harden(
     """
     clock = Clock()
     loaded = load_classifier(model, options["weights"])
+    if is_black_box(loaded.classifier):
+        raise UserError(
+            "RCV-E094", f"{loaded.source} gives no gradients", "hardening moves its weights", "harden the PyTorch model"
+        )
     made_with = loaded.description.get("data", {})
     if images is None and (images := made_with.get("spec")) is None:
         raise UserError(
@@ -55,6 +59,7 @@ def harden(
     sets = TrainingSets(images, labels, options, progress, split_seed=split_seed, any_shape=not loaded.class_names)
     device = device_of(loaded, options["device"])
     loaded = _described(loaded, sets.train)
+    require_same_number(number_of_classes(loaded.classifier, sets.train, device), len(sets.train.class_names))
     before = copy.deepcopy(loaded.classifier)  # a module from Python is left as it was found, and audited so
     hardened = replace(loaded, classifier=copy.deepcopy(before)) if loaded.source == FROM_PYTHON else loaded
     result = run_training("harden", hardened, sets, options, device, state, progress, clock, begun=True)

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -252,16 +252,10 @@ def take_images(
             "choose a subset, drawn class by class: -n 1000",
         )
     chosen = (whole if n is None else whole.take(stratified(whole.labels, n, seed))).in_memory()
-    classes = _number_of_classes(loaded.classifier, chosen, device)
+    classes = number_of_classes(loaded.classifier, chosen, device)
     if not isinstance(images, str) and classes > len(chosen.class_names) and chosen.class_names[0] == "0":
         chosen = replace(chosen, class_names=tuple(str(k) for k in range(classes)))  # a sample need not hold them all
-    if classes != len(chosen.class_names):
-        raise UserError(
-            "RCV-E070",
-            f"the model gives {classes} classes but the data has {len(chosen.class_names)} classes",
-            "the labels cannot be compared, so no accuracy can be computed",
-            "use the model with the data it was trained on, in the same class order",
-        )
+    require_same_number(classes, len(chosen.class_names))
     selection = "all" if n is None or n == total else f"stratified by class, seed {seed}"
     return chosen, describe_data(chosen, total, selection)
 
@@ -288,9 +282,59 @@ def describe_data(images: Images, total: int, selection: str) -> records.Data:
     )
 
 
-def _number_of_classes(classifier: nn.Module, images: ImageSet, device: torch.device) -> int:
-    """Ask the classifier about one image."""
-    probe, _ = next(images.take(torch.arange(1)).batches(1))
+def is_black_box(classifier: nn.Module) -> bool:
+    """Tell whether a classifier says of itself that it gives no gradients."""
+    return bool(getattr(classifier, "black_box", False))
+
+
+def black_box_explainers(names: Sequence[str], default: Sequence[str]) -> list[str]:
+    """Give the explainers for a model without gradients: those asked for, or one that only asks questions.
+
+    Parameters
+    ----------
+    default
+        What ``names`` is where the user asked for nothing.
+
+    Raises
+    ------
+    UserError
+        If one of those asked for needs gradients.
+    """
+    if list(names) == list(default):
+        return ["partition_shap"]
+    if needing := [name for name in names if name != "partition_shap"]:
+        raise UserError(
+            "RCV-E094", f"{needing[0]} needs gradients", "this model gives none", "--explain partition_shap"
+        )
+    return list(names)
+
+
+def require_same_number(model: int, data: int) -> None:
+    """Refuse a model and data of different numbers of classes.
+
+    Raises
+    ------
+    UserError
+        If they differ.
+    """
+    if model != data:
+        raise UserError(
+            "RCV-E070",
+            f"the model gives {model} classes but the data has {data} classes",
+            "the labels cannot be compared, so no accuracy can be computed",
+            "use the model with the data it was trained on, in the same class order",
+        )
+
+
+def number_of_classes(classifier: nn.Module, images: Images, device: torch.device) -> int:
+    """Ask the classifier about one image.
+
+    Raises
+    ------
+    UserError
+        If it cannot take the image, or gives no row of logits.
+    """
+    probe, _ = next(iter(images.take(torch.arange(1)).batches(1)))
     try:
         with frozen(classifier), torch.no_grad():
             logits = classifier(probe.to(device))

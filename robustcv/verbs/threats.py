@@ -64,7 +64,7 @@ def training_threats(options: Mapping[str, Any]) -> Training:
     if objective == "standard":
         if options["against"]:
             raise UserError(
-                "RCV-E073",
+                "RCV-E091",
                 "the objective standard trains on clean images, not against anything",
                 "--against would do nothing",
                 "add --objective pgd-at",
@@ -73,13 +73,13 @@ def training_threats(options: Mapping[str, Any]) -> Training:
     threats = parse_threats(options)
     if objective in SINGLE_STEP and (len(threats) > 1 or threats[0].kind not in ("linf", "l2")):
         raise UserError(
-            "RCV-E073",
+            "RCV-E091",
             f"{objective} takes one step in an L-inf or L2 ball",
             f"it cannot train against {', '.join(threat.kind for threat in threats)}",
             "use --objective pgd-at or trades",
         )
     if objective in ("nuat", "gradalign") and threats[0].kind != "linf":
-        raise UserError("RCV-E073", f"{objective} is made for L-inf", "its noise lies in that ball", "--norm linf")
+        raise UserError("RCV-E091", f"{objective} is made for L-inf", "its noise lies in that ball", "--norm linf")
     most = max(steps, VALIDATION_STEPS) if objective in SINGLE_STEP else steps
     validate_with = mixed([_bind(threat, most) for threat in threats])
     if objective not in SINGLE_STEP:

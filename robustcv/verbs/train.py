@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -19,13 +19,13 @@ from robustcv.data.augment import AUGMENTATIONS
 from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import calibration, predict, proportion
-from robustcv.models import Loaded, build, checkpoint
+from robustcv.models import Loaded, build, checkpoint, onnx_file
 from robustcv.models.sources import head_of
 from robustcv.models.transfer import begin_with, source_weights
 from robustcv.runtime import Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
-from robustcv.training.layers import Layers, stages_of
+from robustcv.training.layers import layers_of
 from robustcv.training.recipe import Precision
 from robustcv.verbs.prepare import (
     Clock,
@@ -185,20 +185,38 @@ def run_training(
     }
     finished = Loaded(classifier, loaded.source, loaded.architecture, described, loaded.class_names)
     metrics, data = _test_once(classifier, sets, options, device, progress)
+    files = {"model.safetensors": weights, "model.json": json.dumps(described, indent=1).encode()}
+    checks = _exported(classifier, sets, options.get("export", ()), files, progress)
     record = records.Record(
         verb=verb,
         version=version(),
         model=describe_model(finished),
         data=data,
         metrics=metrics,
+        preflight=checks,
         training=training,
         environment=clock.environment(device),
         options=dict(options),
     )
-    files = {"model.safetensors": weights, "model.json": json.dumps(described, indent=1).encode()}
     return Result(record, files, classifier)
 
 
+def _exported(
+    classifier: nn.Module, sets: TrainingSets, forms: Sequence[str], files: dict[str, bytes], progress: Progress
+) -> tuple[records.Check, ...]:
+    """Write the classifier in other forms, and hold each against it."""
+    checks = []
+    for form in forms:
+        with progress.stage(f"export {form}", 1) as advance:
+            images, _ = next(iter(sets.validation.batches(8)))
+            files[f"model.{form}"], gap = EXPORTS[form](classifier, images)
+            advance(1)
+        figure = f"logits differ by {gap:.2g} of the largest at most, on {len(images)} images"
+        checks.append(records.Check(check=f"{form} export", status="pass", figure=figure, threshold="1e-4"))
+    return tuple(checks)
+
+
+EXPORTS = {"onnx": onnx_file.export}
 TRAINING_OPTIONS = (
     "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "mix", "label_smoothing",
     "average", "precision", "minutes", "seed",
@@ -218,8 +236,8 @@ def recipe_of(options: Mapping[str, Any], augment: tuple[str, ...], classifier: 
         )
     layers = None
     if layered:
-        stages = stages_of(classifier, head_of(classifier))
-        layers = Layers(stages, options["backbone_rate"], options["frozen_epochs"], options["gradual"])
+        how = {name: options[name] for name in ("backbone_rate", "frozen_epochs", "gradual")}
+        layers = layers_of(classifier, head_of(classifier), **how)
     return Recipe(
         **{name: options[name] for name in TRAINING_OPTIONS if name != "mix"},
         **{name: options[name] for name in ("eps_warmup", "awp")},
@@ -323,6 +341,9 @@ def check_training_options(options: Mapping[str, Any]) -> None:
     ):
         if name not in known:
             raise unknown_name(kind, name, known)
+    for form in options.get("export", ()):
+        if form not in EXPORTS:
+            raise unknown_name("form of export", form, EXPORTS)
     for name, low, high in (("label_smoothing", 0, 0.99), ("eps_warmup", 0, 1), ("awp", 0, 1), ("backbone_rate", 0, 1)):
         if not low <= options.get(name, low) <= high:
             raise UserError(

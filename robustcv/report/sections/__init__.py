@@ -6,6 +6,7 @@ from robustcv.records import Record
 from robustcv.report.blocks import Section
 from robustcv.report.sections.beyond import beyond
 from robustcv.report.sections.comparison import changes, paired
+from robustcv.report.sections.cost import cost
 from robustcv.report.sections.evidence import calibration, cases, explanations, training
 from robustcv.report.sections.findings import findings, limits
 from robustcv.report.sections.reproduction import glossary, next_step, reproduce
@@ -22,6 +23,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "explanations": explanations,
     "calibration": calibration,
     "training": training,
+    "cost": cost,
     "next": next_step,
     "threat": threat_model,
     "changes": changes,
