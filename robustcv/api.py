@@ -163,6 +163,7 @@ def train(
     resize: int | None = None,
     epochs: int = 12,
     minutes: float | None = None,
+    patience: int | None = None,
     objective: str = "standard",
     eps: Eps = "8/255",
     norm: str = "linf",
@@ -212,6 +213,8 @@ def train(
         Passes over the training images.
     minutes
         Stop after this long, the schedule at its end, with the best model so far.
+    patience
+        Stop when this many epochs in a row were no better on the validation split.
     objective
         standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, nuat or gradalign; `robustcv list objectives`.
     eps
@@ -290,6 +293,7 @@ def harden(
     resize: int | None = None,
     epochs: int = 5,
     minutes: float | None = None,
+    patience: int | None = None,
     objective: str = "pgd-at",
     eps: Eps = "8/255",
     norm: str = "linf",
@@ -339,6 +343,8 @@ def harden(
         Passes over the training images.
     minutes
         Stop after this long, the schedule at its end, with the best model so far.
+    patience
+        Stop when this many epochs in a row were no better on the validation split.
     objective
         standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, nuat or gradalign; `robustcv list objectives`.
     eps
@@ -594,6 +600,9 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("cases", 0),
         ("steps", 1),
         ("eot", 1),
+        ("minutes", 0),
+        ("patience", 1),
+        ("frozen_epochs", 0),
     ):
         value = options.get(name)
         if value is not None and value < least:

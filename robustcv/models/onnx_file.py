@@ -24,10 +24,8 @@ class OnnxClassifier(nn.Module):
 
     Parameters
     ----------
-    data
+    path
         The file: one input, images `n c h w` in [0, 1]; the first output is taken for logits `n k`.
-    name
-        What to call it in errors.
 
     Raises
     ------
@@ -38,19 +36,21 @@ class OnnxClassifier(nn.Module):
     black_box = True
     file: Tensor
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
+        beside = path.with_name(path.name + ".data")  # where exporters put large weights
+        data = path.read_bytes() + (beside.read_bytes() if beside.is_file() else b"")
         self.register_buffer("file", torch.frombuffer(bytearray(data), dtype=torch.uint8))  # so that a hash covers it
         runtime = _runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own classes, one for each kind of defect
             raise UserError(
                 "RCV-E092",
-                f"{name} cannot be read as an ONNX file",
+                f"{path} cannot be read as an ONNX file",
                 str(error).splitlines()[0][:160],
                 "export it again",
             ) from error
@@ -91,7 +91,7 @@ def read(path: str) -> OnnxClassifier:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError("RCV-E092", f"{path} does not exist", "there is no model to load", "check --model onnx:FILE")
-    return OnnxClassifier(file.read_bytes(), path)
+    return OnnxClassifier(file)
 
 
 def export(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> tuple[bytes, float]:
@@ -122,8 +122,7 @@ def export(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> tuple[byt
                 expected = classifier(images.cpu())
         finally:
             classifier.to(device)
-        data = path.read_bytes()
-    found = OnnxClassifier(data, "the exported file")(images.cpu())
+        data, found = path.read_bytes(), OnnxClassifier(path)(images.cpu())
     gap = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not gap <= TOLERANCE:
         raise UserError(

@@ -136,7 +136,7 @@ def fit(
         run.restore(state)
     elif begun:
         run.accept(run.untrained())
-    stopped = run.out_of_time()
+    stopped = run.over()
     while run.trained < recipe.epochs and stopped is None:
         try:
             result = run.epoch(run.trained)
@@ -147,7 +147,7 @@ def fit(
             break
         run.accept(result)
         save_state(run.state())
-        stopped = run.out_of_time()
+        stopped = run.over()
     if run.best.weights:
         classifier.load_state_dict(run.best.weights)
     for parameter in classifier.parameters():
@@ -362,13 +362,16 @@ class _Run:
         spent = sum(each.seconds for each in self.history) + time.monotonic() - start
         return max(by_epochs, spent / max(1e-9, 60 * self.recipe.minutes - self.validation_seconds))
 
-    def out_of_time(self) -> str | None:
-        """Say that the minutes are used up; None while they are not."""
+    def over(self) -> str | None:
+        """Say why training ends before its last epoch; None while it does not."""
+        patience = self.recipe.patience
+        if patience is not None and self.trained - self.best.epoch >= patience and self.trained < self.recipe.epochs:
+            return f"no better on the validation split for {patience} epochs"
         if self.recipe.minutes is None or self.trained == self.recipe.epochs:
             return None
         spent = sum(each.seconds for each in self.history)
-        over = spent + self.validation_seconds >= 60 * self.recipe.minutes
-        return f"the {self.recipe.minutes:g} minutes were used up" if over else None
+        late = spent + self.validation_seconds >= 60 * self.recipe.minutes
+        return f"the {self.recipe.minutes:g} minutes were used up" if late else None
 
     def _set_rate(self, progress: float) -> None:
         rate = self.recipe.learning_rate * SCHEDULES[self.recipe.schedule](min(progress, 1.0))

@@ -60,6 +60,8 @@ class Recipe:
         Stages that learn at rates of their own, or not yet; None: all weights alike.
     minutes
         Stop after this long, with the schedule brought to its end by then; None: only the epochs count.
+    patience
+        Stop when this many epochs in a row were no better on the validation split; None: never.
     precision
         ``bf16`` computes the forward passes of training in bfloat16 where that is safe (autocast).
     seed
@@ -81,5 +83,6 @@ class Recipe:
     decay: float = 0.999
     layers: Layers | None = None
     minutes: float | None = None
+    patience: int | None = None
     precision: Precision = "float32"
     seed: int = 0

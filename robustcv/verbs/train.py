@@ -219,7 +219,7 @@ def _exported(
 EXPORTS = {"onnx": onnx_file.export}
 TRAINING_OPTIONS = (
     "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "mix", "label_smoothing",
-    "average", "precision", "minutes", "seed",
+    "average", "precision", "minutes", "patience", "seed",
 )  # fmt: skip
 ATTACK_OPTIONS = ("eps", "norm", "steps", "against", "eps_warmup", "awp")
 
