@@ -133,8 +133,9 @@ def report(kept: dict) -> None:
 
 def table() -> None:
     """Print every case that was run."""
-    print("| case | training images | from scratch: clean / robust | min | clean training, min "
-          "| hardened: clean / robust | min | robust, share | time, share |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("| case | training images | from scratch: clean / robust | min | clean training, min | "
+          "hardened: clean / robust | min | robust, share | time, share |")  # fmt: skip
+    print("|---" * 9 + "|")
     for path in sorted(KEPT.glob("harden-*.json")):
         report(json.loads(path.read_text()))
 
@@ -199,9 +200,8 @@ def epochs(rounds: int, n: int) -> None:
     pixels, labels = next(whole.take(stratified(whole.labels, n, 0)).batches(n))
     loops = {"robustcv": ours, "foolbox": with_foolbox, "ART": with_art}
     print(f"CIFAR-10 archive, {n} images an epoch, eps 8/255, {torch.get_num_threads()} threads, median of {rounds}")
-    print(
-        "| net | attack | robustcv, s | foolbox, s | ART, s | foolbox / robustcv | ART / robustcv |\n|---|---|---|---|---|---|---|"
-    )
+    print("| net | attack | robustcv, s | foolbox, s | ART, s | foolbox / robustcv | ART / robustcv |")
+    print("|---" * 7 + "|")
     for name in ("small_cnn", "cifar_resnet20"):
         for steps in (1, 7):
             seconds: dict[str, list[float]] = {loop: [] for loop in loops}
