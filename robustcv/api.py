@@ -64,6 +64,7 @@ def audit(
     data_dir: str | None = None,
     split: str = "test",
     resize: int | None = None,
+    skip_bad: bool = False,
     n: int | None = None,
     norm: str = "linf",
     eps: Eps = "8/255",
@@ -95,8 +96,9 @@ def audit(
         A run folder, torchvision:NAME, timm:NAME, onnx:FILE (a black box), or py:FILE:FUNCTION, which returns a module
         from [0, 1] images to logits.
     images
-        A data set by name (digits, shapes, cifar10, cifar100, mnist, fashion-mnist), a folder or tar archive of
-        split/class/image, or from Python a tensor, Dataset or DataLoader.
+        A data set by name (digits, shapes, cifar10, cifar100, mnist, fashion-mnist, svhn), a folder, tar or zip
+        archive of split/class/image, csv:FILE (path,label), shards:PATTERN (WebDataset), hf:NAME, or from Python a
+        tensor, Dataset or DataLoader.
     labels
         True classes, for a tensor of images.
     weights
@@ -107,6 +109,8 @@ def audit(
         Which part of the data: test, train or val.
     resize
         Make images this many pixels square.
+    skip_bad
+        Leave out files that cannot be decoded, and count them on the page.
     n
         Number of images, drawn class by class; the same n and seed give the same images. All where not given.
     norm
@@ -161,6 +165,7 @@ def train(
     init: str | None = None,
     data_dir: str | None = None,
     resize: int | None = None,
+    skip_bad: bool = False,
     epochs: int = 12,
     minutes: float | None = None,
     patience: int | None = None,
@@ -197,7 +202,8 @@ def train(
     Parameters
     ----------
     images
-        A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
+        A data set by name, a folder or archive, csv:FILE, shards:PATTERN, hf:NAME, or from Python a tensor, Dataset or
+        DataLoader.
     labels
         True classes, for a tensor of images.
     model
@@ -209,6 +215,8 @@ def train(
         Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
     resize
         Make images this many pixels square.
+    skip_bad
+        Leave out files that cannot be decoded, and count them on the page.
     epochs
         Passes over the training images.
     minutes
@@ -291,6 +299,7 @@ def harden(
     weights: str | None = None,
     data_dir: str | None = None,
     resize: int | None = None,
+    skip_bad: bool = False,
     epochs: int = 5,
     minutes: float | None = None,
     patience: int | None = None,
@@ -339,6 +348,8 @@ def harden(
         Where copies of published data sets lie.
     resize
         Make images this many pixels square.
+    skip_bad
+        Leave out files that cannot be decoded, and count them on the page.
     epochs
         Passes over the training images.
     minutes
@@ -418,6 +429,7 @@ def explain(
     data_dir: str | None = None,
     split: str = "test",
     resize: int | None = None,
+    skip_bad: bool = False,
     n: int | None = 8,
     set: MethodOptions = (),
     seed: int = 0,
@@ -434,7 +446,8 @@ def explain(
     classifier
         A run folder, torchvision:NAME, timm:NAME, onnx:FILE or py:FILE:FUNCTION.
     images
-        A data set by name, a folder or tar archive, or from Python a tensor, Dataset or DataLoader.
+        A data set by name, a folder or archive, csv:FILE, shards:PATTERN, hf:NAME, or from Python a tensor, Dataset or
+        DataLoader.
     targets
         Classes whose logit is explained, one for all images or one each; the predicted ones where not given.
     labels
@@ -449,6 +462,8 @@ def explain(
         Which part of the data: test, train or val.
     resize
         Make images this many pixels square.
+    skip_bad
+        Leave out files that cannot be decoded, and count them on the page.
     n
         Number of images at most, drawn class by class.
     set

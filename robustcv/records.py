@@ -214,6 +214,7 @@ class Data(_Frozen):
     sha256: str
     selection: str
     eight_bit: bool = True
+    skipped: int = Field(default=0, description="files that could not be decoded and were left out, as asked")
 
 
 class PairedMetric(_Frozen):

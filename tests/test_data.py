@@ -200,7 +200,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path, monkeypatch, kind: s
     limit = 10 if "stream" in kind else 1 << 30
     for attempt in range(2):
         if attempt and "stream" not in kind:  # the second time from the cache
-            monkeypatch.setattr(sys.modules["robustcv.data.folder"], "_decode_all", None)
+            monkeypatch.setattr(sys.modules["robustcv.data.files"], "_decode_all", None)
         found = DATASETS["folder"](str(source), split="test", memory_limit=limit)
         assert isinstance(found, ImageStream) == ("stream" in kind)
         assert found.class_names == ("cat", "dog") and found.labels.tolist() == [0] * 4 + [1] * 4

@@ -147,7 +147,7 @@ def test_the_splits_share_no_image(trained: Path) -> None:
     import robustcv.verbs.train as verb
     from robustcv.runtime import Progress
 
-    options = {"data_dir": None, "resize": None}
+    options = {"data_dir": None, "resize": None, "skip_bad": False}
     sets = verb.TrainingSets("digits", None, options, Progress(quiet=True), split_seed=0)
     parts = [set(part.in_memory().hashes) for part in (sets.train, sets.validation, sets.test)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 1797
@@ -185,7 +185,7 @@ def test_a_val_folder_is_the_validation_split_and_never_the_test_split(tmp_path:
 
     names = [(split, label, i) for split in ("train", "val") for label in "ab" for i in range(3)]
     source = layout(tmp_path, {f"{s}/{c}/{i}.png": png(hash((s, c, i)) % 10**6, (32, 32)) for s, c, i in names})
-    options = {"data_dir": None, "resize": None}
+    options = {"data_dir": None, "resize": None, "skip_bad": False}
     sets = verb.TrainingSets(str(source), None, options, Progress(quiet=True), split_seed=0)
     assert (len(sets.train), len(sets.validation), sets.test) == (6, 6, None)
     assert sets.validation.split == "val"

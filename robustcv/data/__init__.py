@@ -7,9 +7,12 @@ from typing import Any
 
 from robustcv.data.digits import digits
 from robustcv.data.folder import folder
+from robustcv.data.hub import hub
 from robustcv.data.image_set import Images, ImageSet, ImageStream, as_images, resized, split_rows, stratified
-from robustcv.data.published import cifar10, cifar100, fashion_mnist, mnist
+from robustcv.data.published import cifar10, cifar100, fashion_mnist, mnist, svhn
 from robustcv.data.shapes import shapes
+from robustcv.data.shards import shards
+from robustcv.data.table import table
 from robustcv.errors import UserError, unknown_name
 from robustcv.runtime import Progress
 
@@ -20,8 +23,13 @@ DATASETS: dict[str, Callable[..., Any]] = {
     "cifar100": cifar100,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
+    "svhn": svhn,
     "folder": folder,
+    "csv": table,
+    "shards": shards,
+    "hf": hub,
 }
+FROM_FILES = ("folder", "csv", "shards", "hf")
 
 __all__ = ["DATASETS", "ImageSet", "ImageStream", "Images", "as_images", "load", "resized", "split_rows", "stratified"]
 
@@ -33,9 +41,15 @@ def load(
     data_dir: str | None = None,
     resize: int | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Images:
-    """Load a data set by its spec: a name, ``shapes:64``, ``shapes:32,shortcut``, ``folder:PATH``, or a path.
+    """Load a data set by its spec: a name, ``shapes:64``, a path, or ``folder:``, ``csv:``, ``shards:``, ``hf:``.
+
+    Parameters
+    ----------
+    skip_bad
+        Leave out files that cannot be decoded, and count them; for data that come in files.
 
     Raises
     ------
@@ -44,9 +58,12 @@ def load(
     """
     name, _, argument = spec.partition(":")
     if name not in DATASETS and Path(spec).expanduser().exists():
-        name, argument = "folder", spec
-    if name == "folder":
-        return folder(argument, split=split, resize=resize, seed=seed, progress=progress)
+        name, argument = ("csv" if Path(spec).suffix.lower() == ".csv" else "folder"), spec
+    if name in FROM_FILES:
+        whole: Images = DATASETS[name](
+            argument, split=split, resize=resize, seed=seed, skip_bad=skip_bad, progress=progress
+        )
+        return whole
     if name not in DATASETS:
         raise unknown_name("data set", spec, [*DATASETS, "PATH"])
     if split not in ("train", "test"):

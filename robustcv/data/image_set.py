@@ -34,6 +34,8 @@ class Images(Protocol):
     def flippable(self) -> bool: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def skipped(self) -> int: ...
     def __len__(self) -> int: ...
     def take(self, rows: Tensor) -> "Images": ...
     def in_memory(self) -> "ImageSet": ...
@@ -61,6 +63,8 @@ class ImageSet:
         ``n h w`` bool, True on the pixels that decide the class, where that is known.
     indices
         Position of each image in the whole split.
+    skipped
+        Number of files that could not be decoded and were left out, as asked.
     """
 
     images: Tensor = field(repr=False)
@@ -72,6 +76,7 @@ class ImageSet:
     masks: Tensor | None = field(default=None, repr=False)
     indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     total: int = 0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -172,10 +177,11 @@ class ImageStream:
         flippable: bool = True,
         indices: Tensor | None = None,
         workers: int = 2,
+        skipped: int = 0,
     ) -> None:
         self.dataset, self.class_names, self.shape = dataset, class_names, shape
         self.name, self.split, self.flippable, self.workers = name, split, flippable, workers
-        self.all_labels = labels
+        self.all_labels, self.skipped = labels, skipped
         self.indices = torch.arange(len(labels)) if indices is None else indices
 
     @property
@@ -198,6 +204,7 @@ class ImageStream:
             flippable=self.flippable,
             indices=self.indices[rows],
             workers=self.workers,
+            skipped=self.skipped,
         )
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
@@ -224,6 +231,7 @@ class ImageStream:
             self.flippable,
             indices=self.indices,
             total=len(self.all_labels),
+            skipped=self.skipped,
         )
 
 

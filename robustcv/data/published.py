@@ -1,4 +1,4 @@
-"""The published sets that torchvision knows: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST."""
+"""The published sets that torchvision knows: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST, SVHN."""
 
 import gzip
 import os
@@ -39,6 +39,22 @@ def fashion_mnist(*, split: str = "test", data_dir: str | None = None) -> ImageS
     return _grey("FashionMNIST", places, "fashion-mnist", _FASHION, split, data_dir, flippable=True)
 
 
+def svhn(*, split: str = "test", data_dir: str | None = None) -> ImageSet:
+    """Load SVHN, cropped (Netzer et al. 2011): 73,257 and 26,032 house numbers of 32x32, 10 classes."""
+    name = f"{'train' if split == 'train' else 'test'}_32x32.mat"
+    place = next((f for f in (_root(data_dir) / name, _root(data_dir) / "svhn" / name) if f.is_file()), None)
+    if place is None:
+        raw = _torchvision("SVHN", "svhn", split, data_dir)
+        images, labels = raw.data, raw.labels
+    else:
+        from scipy.io import loadmat
+
+        stored = loadmat(place)
+        images, labels = stored["X"].transpose(3, 2, 0, 1), stored["y"].ravel() % 10  # the file calls the digit 0 10
+    pixels, truth = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))
+    return ImageSet(pixels, truth, tuple("0123456789"), "svhn", split, flippable=False)
+
+
 def _root(data_dir: str | None) -> Path:
     given = data_dir or os.environ.get("ROBUSTCV_DATA")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "robustcv" / "torchvision"
@@ -50,13 +66,14 @@ def _torchvision(cls: str, name: str, split: str, data_dir: str | None) -> Any:
 
     root = _root(data_dir)
     make = getattr(torchvision.datasets, cls)
+    part = {"split": "train" if split == "train" else "test"} if cls == "SVHN" else {"train": split == "train"}
     try:
-        return make(root, train=split == "train", download=False)
+        return make(root, **part, download=False)
     except RuntimeError:
         pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return make(root, train=split == "train", download=True)
+        return make(root, **part, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
             "RCV-E016",

@@ -74,7 +74,7 @@ def audit(
     chosen, data = take_images(
         images,
         labels,
-        **{name: options[name] for name in ("split", "data_dir", "resize", "n", "seed")},
+        **{name: options[name] for name in ("split", "data_dir", "resize", "skip_bad", "n", "seed")},
         loaded=loaded,
         device=device,
         progress=progress,
@@ -266,6 +266,7 @@ def _training_images(
         split="train",
         data_dir=options["data_dir"],
         resize=options["resize"],
+        skip_bad=options["skip_bad"],
         n=PATCH_IMAGES,
         seed=options["seed"],
         loaded=loaded,

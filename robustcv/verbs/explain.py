@@ -50,7 +50,7 @@ def explain(
     chosen, data = take_images(
         images,
         labels if labelled else torch.zeros(len(images), dtype=torch.int64),
-        **{name: options[name] for name in ("split", "data_dir", "resize", "n", "seed")},
+        **{name: options[name] for name in ("split", "data_dir", "resize", "skip_bad", "n", "seed")},
         at_most=True,
         loaded=loaded,
         device=device,

@@ -134,7 +134,7 @@ def _audited(
 
 
 AUDIT_DEFAULTS: dict[str, Any] = {
-    "weights": None, "data_dir": None, "split": "test", "resize": None, "sweep": True, "attacks": None,
-    "eight_bit": False, "eot": 1, "also": [], "explain": ["integrated_gradients"], "cases": 12, "set": [],
-    "fail_under": [], "device": "auto",
+    "weights": None, "data_dir": None, "split": "test", "resize": None, "skip_bad": False, "sweep": True,
+    "attacks": None, "eight_bit": False, "eot": 1, "also": [], "explain": ["integrated_gradients"], "cases": 12,
+    "set": [], "fail_under": [], "device": "auto",
 }  # fmt: skip

@@ -229,6 +229,7 @@ def take_images(
     loaded: Loaded,
     device: torch.device,
     progress: Progress,
+    skip_bad: bool = False,
     at_most: bool = False,
 ) -> tuple[ImageSet, records.Data]:
     """Load images by spec or take them from Python, choose the subset, match the classes, and describe all of it.
@@ -239,7 +240,9 @@ def take_images(
         If the model cannot take the images, or has other classes.
     """
     if isinstance(images, str):
-        whole: Images = load_images(images, split=split, data_dir=data_dir, resize=resize, progress=progress)
+        whole: Images = load_images(
+            images, split=split, data_dir=data_dir, resize=resize, skip_bad=skip_bad, progress=progress
+        )
     else:
         whole = resized(as_images(images, labels, loaded.class_names, split=split), resize)
     total = len(whole)
@@ -278,6 +281,7 @@ def describe_data(images: Images, total: int, selection: str) -> records.Data:
         shape=images.shape,
         sha256=identity(images),
         selection=selection,
+        skipped=images.skipped,
         eight_bit=not isinstance(images, ImageSet) or images.images.dtype == torch.uint8,
     )
 

@@ -102,7 +102,7 @@ class TrainingSets:
         self.test: Images | None = None
         own: Images | None = None
         if isinstance(images, str):
-            place = {"data_dir": options["data_dir"], "resize": options["resize"], "progress": progress}
+            place = {name: options[name] for name in ("data_dir", "resize", "skip_bad")} | {"progress": progress}
             whole = load_images(images, split="train", **place)
             own = _split_or_none(images, "val", place)
             test = _split_or_none(images, "test", place)

@@ -16,12 +16,19 @@ def findings(record: Record, files: Files) -> Section | None:
     for check in record.checks:
         if check.status == "raised":
             bullets.append(Bullet(f"{check.check}: {check.figure}. Next: {check.fix}.", "RCV-F01"))
-    for rule in (_weakest_class, _one_step_flatters, _stands_at_large_eps, _overconfident, _incomplete_maps, _traded):
+    for rule in _RULES:
         if (bullet := rule(record)) is not None:
             bullets.append(bullet)
     if not bullets:
         return None
     return Section("findings", "Findings", "worst first", (Bullets(tuple(bullets)),), place="side")
+
+
+def _left_out(record: Record) -> Bullet | None:
+    skipped = record.data.skipped if record.data else 0
+    if not skipped:
+        return None
+    return Bullet(f"{skipped:,} files could not be decoded and were left out: the figures are of the others", "RCV-F08")
 
 
 def _weakest_class(record: Record) -> Bullet | None:
@@ -109,6 +116,11 @@ def _unmeasured(record: Record) -> list[str]:
     measured = {threat.name for threat in record.others} | ({"corruptions"} if record.corruptions else set())
     names = {"patch": "patches", "spatial": "rotations and shifts", "corruptions": "corruptions"}
     return [text for name, text in names.items() if name not in measured]
+
+
+_RULES = (
+    _left_out, _weakest_class, _one_step_flatters, _stands_at_large_eps, _overconfident, _incomplete_maps, _traded,
+)  # fmt: skip
 
 
 def limits(record: Record, files: Files) -> Section | None:

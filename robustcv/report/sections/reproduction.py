@@ -30,6 +30,8 @@ def reproduce(record: Record, files: Files) -> Section | None:
             )
         ]
         identity += [("images SHA-256", data.sha256)]
+        if data.skipped:
+            identity += [("left out", f"{data.skipped:,} files that could not be decoded (--skip-bad)")]
     if record.passes.forward:
         identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))

@@ -1,0 +1,282 @@
+"""Lists of image files with classes and splits, wherever they lie, to sets of images: checked, decoded, cached."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from robustcv.data import cache
+from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream, split_rows
+from robustcv.errors import UserError
+from robustcv.runtime import Progress
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file: where it stands, which split and class it belongs to, how many bytes it has and how to get them."""
+
+    name: str
+    split: str | None
+    class_name: str
+    read: Callable[[], bytes]
+    size: int
+
+
+def from_files(
+    files: list[ImageFile],
+    name: str,
+    *,
+    split: str,
+    resize: int | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    key: str | None = None,
+    skip_bad: bool = False,
+    progress: Progress,
+) -> ImageSet | ImageStream:
+    """Make the set of one split: in memory, decoded once and cached, or streamed where it is too large.
+
+    Parameters
+    ----------
+    files
+        Every file of every split; without splits, a seeded fifth of each class is the test split.
+    name
+        What to call the set, and its files in errors.
+    class_names
+        The classes in order; None sorts the names that occur.
+    key
+        Of the cache; None hashes the files.
+    skip_bad
+        Leave out files that cannot be decoded, and count them; otherwise the first one is an error.
+
+    Raises
+    ------
+    UserError
+        For splits that differ in classes or share a file, an image that cannot be decoded, or mixed sizes.
+    """
+    files = _with_splits(files, seed)
+    classes = _check_layout(files, name, class_names)
+    _check_overlap(files)
+    chosen, found = _choose_split(files, split, name)
+    bad = 0
+    if skip_bad:
+        chosen, bad = _without_bad(chosen, resize, progress)
+    labels = torch.tensor([classes[file.class_name] for file in chosen])
+    first = _decode(chosen[0], resize)
+    if isinstance(first, UserError):
+        raise first
+    c, h, w = first.shape
+    shape = (int(c), int(h), int(w))
+    dataset = _Decoded(chosen, labels.tolist(), resize, shape)
+    if first.numel() * len(chosen) > memory_limit:
+        workers = min(8, os.cpu_count() or 1)
+        return ImageStream(dataset, labels, tuple(classes), shape, name=name, split=found, workers=workers, skipped=bad)
+    key = key or _content_key(chosen, split, resize)
+    hit = cache.read(key)
+    if hit is None:
+        pixels = _decode_all(dataset, shape, progress)
+        meta = {"labels": labels.tolist(), "class_names": list(classes), "split": found, "skipped": bad}
+        hit = cache.write(key, pixels, meta)
+    return replace(from_cache(hit, name), skipped=bad)  # the same good files may have been stored without a bad one
+
+
+def from_cache(hit: cache.Entry, name: str) -> ImageSet:
+    """Make the set that was stored."""
+    meta = hit.meta
+    names = tuple(meta["class_names"])
+    labels = torch.tensor(meta["labels"])
+    return ImageSet(torch.from_numpy(hit.pixels), labels, names, name, meta["split"], skipped=meta.get("skipped", 0))
+
+
+def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] | None) -> dict[str, int]:
+    """Check that splits agree on their classes; give each class its number, in the order named or alphabetically."""
+    if not files:
+        raise UserError(
+            "RCV-E044",
+            f"{name} holds no images",
+            "expected split/class/image or class/image",
+            "check --data; the folder above the class folders is the one to name",
+        )
+    by_split: dict[str | None, set[str]] = {}
+    for file in files:
+        by_split.setdefault(file.split, set()).add(file.class_name)
+    classes = set().union(*by_split.values())
+    for split, present in by_split.items():
+        if missing := sorted(classes - present):
+            raise UserError(
+                "RCV-E045",
+                f"{name}: class {missing[0]!r} has no image in split {split or 'outside the split folders'!r}",
+                "class numbers would differ between splits, or a class could not be judged",
+                "give every split the same classes, each with an image (without split folders: each class two)",
+            )
+    return {each: number for number, each in enumerate(class_names or sorted(classes))}
+
+
+def _check_overlap(files: list[ImageFile]) -> None:
+    """Refuse a file that stands in two splits, linked or copied; only files of equal size need to be read."""
+    splits_of_size: dict[int, set[str | None]] = {}
+    if any(file.size < 0 for file in files):  # sizes unknown: reading all of a hub's set would take too long
+        return
+    for file in files:
+        splits_of_size.setdefault(file.size, set()).add(file.split)
+    seen: dict[bytes, ImageFile] = {}
+    for file in files:
+        if len(splits_of_size[file.size]) > 1:
+            other = seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), file)
+            if other.split != file.split:
+                raise _shared(file, other)
+
+
+def _shared(file: ImageFile, other: ImageFile) -> UserError:
+    return UserError(
+        "RCV-E046",
+        f"{file.name} is the same file as {other.name}",
+        f"an image in both {other.split!r} and {file.split!r} makes every test figure too good",
+        "remove it from one of the two splits",
+    )
+
+
+def _with_splits(files: list[ImageFile], seed: int) -> list[ImageFile]:
+    """Give files that stand outside split folders their split: a seeded fifth of each class is the test split."""
+    if not files or {file.split for file in files} != {None}:
+        return files
+    numbers = {name: number for number, name in enumerate(sorted({file.class_name for file in files}))}
+    labels = torch.tensor([numbers[file.class_name] for file in files])
+    _, test = split_rows(labels, TEST_SHARE, seed)
+    chosen = set(test.tolist())
+    return [replace(file, split="test" if row in chosen else "train") for row, file in enumerate(files)]
+
+
+def _choose_split(files: list[ImageFile], split: str, name: str) -> tuple[list[ImageFile], str]:
+    wanted = SPLITS.get(split)
+    present = {file.split for file in files}
+    if wanted == "test" and "test" not in present and "val" in present:
+        wanted = "val"
+    if wanted in present:
+        return [file for file in files if file.split == wanted], str(wanted)
+    have = sorted(str(each) for each in present if each)
+    raise UserError(
+        "RCV-E047", f"{name} has no split {split!r}", f"it has: {', '.join(have)}", f"use --split {have[0]}"
+    )
+
+
+def _without_bad(files: list[ImageFile], resize: int | None, progress: Progress) -> tuple[list[ImageFile], int]:
+    """Decode every file once and leave out those that cannot be; gives the others and how many were left out."""
+    good = []
+    with progress.stage(f"look for files that cannot be decoded among {len(files):,}", len(files)) as advance:
+        loader = DataLoader(_Tried(files, resize), 64, num_workers=_workers(len(files)), collate_fn=list)
+        for part in loader:
+            good += part
+            advance(len(part))
+    kept = [file for file, fine in zip(files, good, strict=True) if fine]
+    if not kept:
+        raise UserError(
+            "RCV-E048", f"not one of {len(files)} files can be decoded", "there is nothing to judge", "check --data"
+        )
+    return kept, len(files) - len(kept)
+
+
+class _Tried(Dataset[bool]):
+    def __init__(self, files: list[ImageFile], resize: int | None) -> None:
+        self.files, self.resize = files, resize
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> bool:
+        return isinstance(_decode(self.files[row], self.resize), Tensor)
+
+
+def _workers(n: int) -> int:
+    return min(4, os.cpu_count() or 1) if n > 2000 else 0
+
+
+def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
+    """Decode one file to uint8 RGB, or give the error that names it."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # such a picture would fill the memory
+            opened = Image.open(io.BytesIO(file.read()))
+        with opened as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"{image.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss")
+            rgb = image.convert("RGB")
+            if resize is not None:
+                rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
+            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return UserError(
+            "RCV-E048",
+            f"{file.name} cannot be decoded",
+            str(error).splitlines()[0] or type(error).__name__,
+            "replace or remove the file; it is not dropped silently",
+        )
+
+
+class _Decoded(Dataset[tuple[Tensor | UserError, int]]):
+    """Decodes on demand; an error is given back as a value, so that a worker can pass it on."""
+
+    def __init__(
+        self, files: list[ImageFile], labels: list[int], resize: int | None, shape: tuple[int, int, int]
+    ) -> None:
+        self.files, self.labels, self.resize, self.shape = files, labels, resize, shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
+        image = _decode(self.files[row], self.resize)
+        if isinstance(image, Tensor) and tuple(image.shape) != self.shape:
+            (_, h, w), (_, height, width) = image.shape, self.shape
+            image = UserError(
+                "RCV-E049",
+                f"{self.files[row].name} is {w}x{h} pixels, {self.files[0].name} is {width}x{height}",
+                "images of one set must have one size",
+                f"add --resize {min(height, width)} (shorter side resized, centre cropped)",
+            )
+        return image, self.labels[row]
+
+
+def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:
+    """Decode every file in parallel workers into one array."""
+    loader = DataLoader(dataset, 256, num_workers=_workers(len(dataset)), collate_fn=_gather)
+    pixels = np.empty((len(dataset), *shape), np.uint8)
+    done = 0
+    with progress.stage(f"decode {len(dataset):,} images", len(dataset)) as advance:
+        for images in loader:
+            if isinstance(images, UserError):
+                raise images
+            pixels[done : done + len(images)] = images.numpy()
+            done += len(images)
+            advance(len(images))
+    return pixels
+
+
+def _gather(items: list[tuple[Tensor | UserError, int]]) -> Tensor | UserError:
+    error = next((image for image, _ in items if isinstance(image, UserError)), None)
+    return error or torch.stack([image for image, _ in items if isinstance(image, Tensor)])
+
+
+def _content_key(files: list[ImageFile], split: str, resize: int | None) -> str:
+    """Hash the names and bytes of the files of one split."""
+    digest = hashlib.blake2b(f"folder 1:{split}:{resize}".encode(), digest_size=16)
+    for file in files:
+        digest.update(f"{file.class_name}/{Path(file.name).name}".encode())
+        digest.update(hashlib.blake2b(file.read(), digest_size=16).digest())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""Data sets of Hugging Face's `datasets` library (extra ``stream``), from the hub or from a folder it saved."""
+
+from pathlib import Path
+from typing import Any
+
+from robustcv.data.files import SPLITS, ImageFile, from_files
+from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
+from robustcv.errors import UserError
+from robustcv.runtime import Progress
+
+
+def hub(
+    name: str,
+    *,
+    split: str = "test",
+    resize: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> ImageSet | ImageStream:
+    """Load a Hugging Face image data set; its files stay on disk and are decoded when they are needed.
+
+    Parameters
+    ----------
+    name
+        Name on the hub (``uoft-cs/cifar10``), or a folder made by ``save_to_disk``.
+    split, resize, seed, skip_bad, memory_limit
+        As in `folder`.
+
+    Raises
+    ------
+    UserError
+        If `datasets` is not installed, the set cannot be had, or it has no image or no label column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "RCV-E068", "datasets is not installed", "hf:NAME is read by it", 'pip install "robustcv[stream]"'
+        ) from error
+    datasets.disable_progress_bars()
+    try:
+        if Path(name).expanduser().is_dir():
+            found = datasets.load_from_disk(str(Path(name).expanduser()))
+        else:
+            found = datasets.load_dataset(name)
+    except Exception as error:  # the library raises what each of its parts raises
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError("RCV-E016", f"hf:{name} could not be had", why, "check the name, or go online once") from error
+    parts = found if isinstance(found, dict) else {"": found}
+    files: list[ImageFile] = []
+    names: list[str] | None = None
+    for part, rows in parts.items():
+        known = SPLITS.get(part.lower())
+        if part and known is None:
+            continue  # `unsupervised`, `extra` and the like
+        names, more = _files(datasets, name, known, rows)
+        files += more
+    return from_files(
+        files, f"hf:{name}", split=split, resize=resize, seed=seed, class_names=names, skip_bad=skip_bad,
+        memory_limit=memory_limit,
+        progress=progress or Progress(quiet=True),
+    )  # fmt: skip
+
+
+def _files(datasets: Any, name: str, split: str | None, rows: Any) -> tuple[list[str] | None, list[ImageFile]]:
+    """List the rows of one split as files."""
+    features = rows.features
+    image = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    label = next((key for key in ("label", "labels", "fine_label", "class") if key in features), None)
+    if image is None or label is None:
+        raise UserError(
+            "RCV-E095",
+            f"hf:{name} has no {'image' if image is None else 'label'} column",
+            f"its columns are {', '.join(features)}",
+            "choose an image classification set",
+        )
+    raw = rows.cast_column(image, datasets.Image(decode=False))
+    names = list(features[label].names) if isinstance(features[label], datasets.ClassLabel) else None
+    truth = rows[label]
+    files = [
+        ImageFile(
+            f"hf:{name} {split or ''} {row}", split, names[value] if names else str(value), _Row(raw, row, image), -1
+        )
+        for row, value in enumerate(truth)
+    ]
+    numbers = {file.class_name for file in files}
+    if names is None and all(number.isdigit() for number in numbers):
+        names = sorted(numbers, key=int)
+    return names, files
+
+
+class _Row:
+    """Reads the encoded bytes of one row."""
+
+    def __init__(self, rows: Any, row: int, column: str) -> None:
+        self.rows, self.row, self.column = rows, row, column
+
+    def __call__(self) -> bytes:
+        found = self.rows[self.row][self.column]
+        data: bytes = found["bytes"] or Path(found["path"]).read_bytes()
+        return data

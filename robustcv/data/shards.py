@@ -1,0 +1,140 @@
+"""Tar shards as WebDataset writes them: the files of a sample stand together under one key."""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+from robustcv.data.archives import PartOfFile
+from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files
+from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
+from robustcv.errors import UserError
+from robustcv.runtime import Progress
+
+
+def shards(
+    pattern: str,
+    *,
+    split: str = "test",
+    resize: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> ImageSet | ImageStream:
+    """Load WebDataset shards: ``KEY.jpg`` with ``KEY.cls`` (a number or a name) or ``KEY.json`` ({"label": ...}).
+
+    The shards are read once for the places of their images, which are then decoded when they are needed: each sample
+    is seen once an epoch, in any order, and memory does not grow with the set.
+
+    Parameters
+    ----------
+    pattern
+        A folder of shards, or a pattern such as ``data/train-{000..012}.tar`` or ``data/*.tar``. A shard whose name
+        begins with train, val or test belongs to that split. ``classes.txt`` beside the shards, one name a line, names
+        the classes.
+    split, resize, seed, skip_bad, memory_limit
+        As in `folder`.
+
+    Raises
+    ------
+    UserError
+        If there is no shard, one is compressed or damaged, or a sample lacks its label.
+    """
+    progress = progress or Progress(quiet=True)
+    paths = _paths(pattern)
+    files: list[ImageFile] = []
+    with progress.stage(f"read the places of images in {len(paths):,} shards", len(paths)) as advance:
+        for path in paths:
+            files += _scan(path)
+            advance(1)
+    listed = paths[0].parent / "classes.txt"
+    names = listed.read_text().splitlines() if listed.is_file() else None
+    files, names = _named(files, names, pattern)
+    return from_files(
+        files, Path(pattern).name, split=split, resize=resize, seed=seed, class_names=names, skip_bad=skip_bad,
+        memory_limit=memory_limit,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _paths(pattern: str) -> list[Path]:
+    """Find the shards that a folder or a pattern names, in order."""
+    place = Path(pattern).expanduser()
+    if place.is_dir():
+        found = sorted(place.glob("*.tar"))
+    else:
+        wanted = [str(place)]
+        while any((braces := re.search(r"\{(\d+)\.\.(\d+)\}", text)) for text in wanted):
+            first, last = braces.groups()  # type: ignore[union-attr]  # found in the line above
+            numbers = [f"{k:0{len(first)}d}" for k in range(int(first), int(last) + 1)]
+            wanted = [text.replace(braces.group(), k, 1) for text in wanted for k in numbers]  # type: ignore[union-attr]
+        found = [path for text in wanted for path in _expand(Path(text))]
+    for path in found:
+        if not path.is_file():
+            raise UserError(
+                "RCV-E040", f"{path} does not exist", f"{pattern} names {len(found)} shards", "check --data"
+            )
+    if not found:
+        raise UserError("RCV-E044", f"{pattern} names no shard", "a shard is a .tar file", "check --data")
+    return found
+
+
+def _expand(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+
+
+def _scan(path: Path) -> list[ImageFile]:
+    """Read the headers of one shard: where its images lie, and what their labels are."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                key, _, extension = name.partition(".")
+                key = f"{folder}/{key}"
+                if not member.isfile() or name.startswith("."):
+                    continue
+                if f".{extension.lower()}" in SUFFIXES:
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif extension in ("cls", "json") and (content := archive.extractfile(member)):
+                    text = content.read().decode().strip()
+                    labels[key] = text if extension == "cls" else str(json.loads(text).get("label", ""))
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            "RCV-E043",
+            f"{path} cannot be read as a shard",
+            str(error).splitlines()[0],
+            "a shard is a tar file that is not compressed; make it again",
+        ) from error
+    for key, (name, _, _) in images.items():
+        if not labels.get(key):
+            raise UserError(
+                "RCV-E095",
+                f"{path}: {name} has no label",
+                "its key has neither .cls nor .json",
+                "add one, or remove it",
+            )
+    split = next((SPLITS[word] for word in SPLITS if path.name.lower().startswith(word)), None)
+    return [
+        ImageFile(f"{path}:{name}", split, labels[key], PartOfFile(path, offset, size), size)
+        for key, (name, offset, size) in images.items()
+    ]
+
+
+def _named(files: list[ImageFile], names: list[str] | None, pattern: str) -> tuple[list[ImageFile], list[str] | None]:
+    """Turn class numbers into the names listed; numbers without names are ordered as numbers."""
+    numbers = {file.class_name for file in files}
+    if not all(number.isdigit() for number in numbers):
+        return files, names
+    if names is None:
+        return files, sorted(numbers, key=int)
+    if outside := [file for file in files if int(file.class_name) >= len(names)]:
+        raise UserError(
+            "RCV-E012",
+            f"{outside[0].name}: label {outside[0].class_name} is outside 0 to {len(names) - 1}",
+            f"classes.txt beside {pattern} names {len(names)} classes",
+            "correct the label, or complete classes.txt",
+        )
+    return [ImageFile(f.name, f.split, names[int(f.class_name)], f.read, f.size) for f in files], names

@@ -1,0 +1,223 @@
+"""Zip archives, tables, shards, Hugging Face sets and SVHN: the same images as from a folder, and clear errors."""
+
+import io
+import json
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import robustcv as rc
+from robustcv.data import DATASETS, ImageStream, load
+from robustcv.data.shards import _paths
+from robustcv.errors import UserError
+from robustcv.runtime import Progress
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SAMPLES = [  # split, class, number, bytes
+    (split, name, i, png(1000 * s + 100 * c + i))
+    for s, split in enumerate(("train", "test"))
+    for c, name in enumerate(CLASSES)
+    for i in range(4)
+]
+
+
+def as_folder(root: Path) -> str:
+    for split, name, i, data in SAMPLES:
+        path = root / "folder" / split / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(root / "folder")
+
+
+def as_zip(root: Path) -> str:
+    with zipfile.ZipFile(root / "set.zip", "w") as archive:
+        for split, name, i, data in SAMPLES:
+            archive.writestr(f"{split}/{name}/{i}.png", data)
+    return str(root / "set.zip")
+
+
+def as_table(root: Path) -> str:
+    as_folder(root)
+    lines = [f"folder/{split}/{name}/{i}.png,{name},{split}" for split, name, i, _ in SAMPLES]
+    (root / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    return str(root / "list.csv")
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def as_shards(root: Path, *, form: str = "cls") -> str:
+    folder = root / "shards"
+    folder.mkdir()
+    for split in ("train", "test"):
+        for shard in range(2):
+            with tarfile.open(folder / f"{split}-{shard:03d}.tar", "w") as archive:
+                for k, (_, name, i, data) in enumerate([each for each in SAMPLES if each[0] == split]):
+                    if k % 2 == shard:
+                        label = CLASSES.index(name)
+                        add(archive, f"{name}{i}.{form}", str(label).encode() if form == "cls" else
+                            json.dumps({"label": label}).encode())  # fmt: skip
+                        add(archive, f"{name}{i}.png", data)
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return f"shards:{folder}"
+
+
+def as_hub(root: Path) -> str:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    parts = {}
+    for split in ("train", "test"):
+        rows = [{"image": {"bytes": data, "path": None}, "label": CLASSES.index(name)}
+                for part, name, _, data in SAMPLES if part == split]  # fmt: skip
+        parts[split] = datasets.Dataset.from_list(rows, features=features)
+    datasets.disable_progress_bars()
+    datasets.DatasetDict(parts).save_to_disk(str(root / "hub"))
+    return f"hf:{root / 'hub'}"
+
+
+@pytest.mark.parametrize("make", [as_zip, as_table, as_shards, as_hub])
+def test_every_source_gives_the_images_of_the_folder(tmp_path: Path, make) -> None:
+    expected = load(as_folder(tmp_path / "other"), split="test")
+    found = load(make(tmp_path), split="test")
+    assert found.class_names == expected.class_names == CLASSES
+    assert sorted(zip(found.hashes, found.labels.tolist(), strict=True)) == sorted(
+        zip(expected.hashes, expected.labels.tolist(), strict=True)
+    )
+    train = load(make(tmp_path) if make is as_zip else spec_of(make, tmp_path), split="train")
+    assert not set(train.hashes) & set(found.hashes) and len(train) == 12
+
+
+def spec_of(make, root: Path) -> str:
+    places = {as_table: "list.csv", as_shards: "shards:shards", as_hub: "hf:hub"}
+    kind, _, place = places[make].rpartition(":")
+    return f"{kind}:{root / place}" if kind else str(root / place)
+
+
+@pytest.mark.parametrize("make", [as_zip, as_shards, as_hub])
+def test_large_sets_are_streamed_and_every_sample_is_seen_once(tmp_path: Path, make) -> None:
+    spec = make(tmp_path)
+    whole = load(spec, split="train")
+    kind, _, argument = spec.rpartition(":")
+    stream = DATASETS[kind or "folder"](argument, split="train", memory_limit=0)
+    assert isinstance(stream, ImageStream)
+    for order in (None, torch.randperm(12, generator=torch.Generator().manual_seed(0))):
+        images, labels = zip(*stream.batches(5, order), strict=True)
+        rows = torch.arange(12) if order is None else order
+        assert torch.equal(torch.cat(labels), whole.labels[rows])
+        assert torch.equal(torch.cat(images).mul(255).round().byte(), whole.images[rows])
+
+
+def test_json_labels_and_numbers_without_names(tmp_path: Path) -> None:
+    spec = as_shards(tmp_path, form="json")
+    assert load(spec).class_names == CLASSES
+    (tmp_path / "shards" / "classes.txt").unlink()
+    assert load(spec).class_names == ("0", "1", "2")
+
+
+def test_patterns_name_shards(tmp_path: Path) -> None:
+    as_shards(tmp_path)
+    folder = tmp_path / "shards"
+    names = [path.name for path in _paths(f"{folder}/train-{{000..001}}.tar")]
+    assert names == ["train-000.tar", "train-001.tar"]
+    assert len(_paths(f"{folder}/*.tar")) == 4
+    with pytest.raises(UserError, match=r"train-002.tar does not exist"):
+        _paths(f"{folder}/train-{{000..002}}.tar")
+
+
+def test_svhn_is_read_from_its_own_files(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": np.array([[1], [10], [3], [9], [2]])})
+    found = load("svhn", data_dir=str(tmp_path))
+    assert found.labels.tolist() == [1, 0, 3, 9, 2] and found.class_names == tuple("0123456789")
+    assert np.array_equal(found.images[3].numpy(), pixels[..., 3].transpose(2, 0, 1)) and not found.flippable
+
+
+def bomb() -> bytes:
+    """Write the header of a PNG of 40,000 x 30,000 pixels."""
+    header = struct.pack(">IIBBBBB", 40_000, 30_000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bad", [b"no image", bomb(), png(0)[:60]])
+def test_bad_files_stop_the_run_or_are_left_out_and_counted(tmp_path: Path, bad: bytes, trained: Path) -> None:
+    spec = as_folder(tmp_path)
+    (tmp_path / "folder" / "test" / "bee" / "9.png").write_bytes(bad)
+    with pytest.raises(UserError, match=r"bee/9.png cannot be decoded"):
+        load(spec)
+    found = load(spec, skip_bad=True)
+    assert len(found) == 12 and found.skipped == 1 and found.take(torch.arange(3)).skipped == 1
+    assert load(spec, skip_bad=True).skipped == 1  # from the cache too
+
+
+def test_the_page_says_what_was_left_out(tmp_path: Path) -> None:
+    spec = as_folder(tmp_path)
+    (tmp_path / "folder" / "test" / "bee" / "9.png").write_bytes(b"no image")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    run = rc.audit(model, spec, skip_bad=True, eps="1/255", sweep=False, attacks=["fgsm"], explain=(), quiet=True,
+                   out=tmp_path / "run")  # fmt: skip
+    assert run.data.skipped == 1 and "1 files could not be decoded" in run.page.read_text()
+
+
+def test_mistakes_in_tables_and_shards_are_named(tmp_path: Path) -> None:
+    path = as_table(tmp_path)
+    good = Path(path).read_text().splitlines()
+    for lines, message in (
+        (["file,label", "a.png,0"], "has no column 'path'"),
+        (["path,label"], "names no image"),
+        (["path,label", "nowhere.png,0"], "line 2: nowhere.png does not exist"),
+        ([good[0], good[1].replace("train", "trian", 2).replace("folder/trian", "folder/train")], "no split 'trian'"),
+        (["path,label", "folder/test/ant/0.png,"], "line 2: no label"),
+        (["path,label", "folder/test/ant/0.png,0", "folder/test/ant/1.png,5"], "label 5 is outside 0 to 1"),
+        (["path,label", "folder/test/ant/0.png,-1", "folder/test/ant/1.png,0"], "label -1 is outside"),
+    ):
+        Path(path).write_text("\n".join(lines))
+        with pytest.raises(UserError, match=message):
+            load(path)
+    spec = as_shards(tmp_path)
+    (tmp_path / "shards" / "classes.txt").write_text("ant\nbee")
+    with pytest.raises(UserError, match="label 2 is outside 0 to 1"):
+        load(spec)
+    with tarfile.open(tmp_path / "shards" / "test-000.tar", "w") as archive:
+        add(archive, "x.png", png(3))
+    with pytest.raises(UserError, match="has no label"):
+        load(spec)
+    (tmp_path / "shards" / "test-000.tar").write_bytes(b"torn" * 300)
+    with pytest.raises(UserError, match="cannot be read as a shard"):
+        load(spec)
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(UserError, match="cannot be read as a"):
+        load(str(tmp_path / "bad.zip"))
+    with pytest.raises(UserError, match="could not be had"):
+        load(f"hf:{tmp_path / 'folder'}")
+
+
+def test_progress_is_not_needed(tmp_path: Path) -> None:
+    from robustcv.data.table import table
+
+    assert len(table(as_table(tmp_path), progress=Progress(quiet=True))) == 12
