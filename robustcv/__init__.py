@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robustcv.api import load_classifier as load_classifier
     from robustcv.api import load_images as load_images
     from robustcv.api import train as train
+    from robustcv.api import tune as tune
     from robustcv.classifier import Classifier as Classifier
     from robustcv.errors import UserError as UserError
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_classifier",
     "load_images",
     "train",
+    "tune",
 ]
 
 

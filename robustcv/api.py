@@ -420,6 +420,87 @@ def harden(
     return _run("harden", options, out, resume, quiet, classifier, images, labels, functools.partial(verb, out=out))
 
 
+def tune(
+    images: Any,
+    labels: Any = None,
+    *,
+    model: str = "small_cnn",
+    trials: int = 20,
+    objective: str | Sequence[str] = ("standard",),
+    storage: str | None = None,
+    data_dir: str | None = None,
+    resize: int | None = None,
+    skip_bad: bool = False,
+    epochs: int = 6,
+    eps: Eps = "8/255",
+    norm: str = "linf",
+    steps: int = 7,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | str | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Search for training options, judged on validation images, and show clean against robust accuracy.
+
+    Learning rate, weight decay, augmentation, label smoothing, the objective and its weight; trials that fall behind
+    are given up. The best options are written as best.toml, for `robustcv train --config`.
+
+    Parameters
+    ----------
+    images
+        A data set by name, a folder or archive, csv:FILE, shards:PATTERN, hf:NAME, or from Python a tensor, Dataset or
+        DataLoader.
+    labels
+        True classes, for a tensor of images.
+    model
+        Architecture; `robustcv list architectures`.
+    trials
+        Trials to finish, counting those that others have run in the same study.
+    objective
+        Objectives to choose from, such as standard,pgd-at,trades.
+    storage
+        Database of the study, which any number of processes and machines may work on: sqlite:///FILE.db or the address
+        of a server. By default a file in the run folder.
+    data_dir
+        Where copies of published data sets lie.
+    resize
+        Make images this many pixels square.
+    skip_bad
+        Leave out files that cannot be decoded, and count them on the page.
+    epochs
+        Epochs of each trial.
+    eps
+        Radius of the ball to train against, in units of [0, 1].
+    norm
+        Norm of the ball to train against.
+    steps
+        Steps of the attack in training.
+    batch_size
+        Images a step.
+    seed
+        Seed of every random choice.
+    device
+        auto, cpu, cuda or cuda:N.
+    out
+        The run folder. From Python, None writes nothing.
+    resume
+        Go on with the interrupted search in that folder.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals(), keep=("model",))
+    from robustcv.verbs.tune import tune as verb
+
+    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items() if p.default is not p.empty}
+
+    def call(model: Any, images: Any, labels: Any, **rest: Any) -> "Result":
+        return verb(images, labels, defaults=defaults, **rest)
+
+    return _run("tune", options, out, resume, quiet, model, images, labels, call)
+
+
 def explain(
     classifier: Any,
     images: Any,
@@ -573,7 +654,9 @@ def _run(
     }
     kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
-        scientific = {name: value for name, value in kept.items() if name not in ("device", "data_dir")}
+        scientific = {
+            name: value for name, value in kept.items() if name not in ("device", "data_dir", "trials", "storage")
+        }
         state = runs.open_folder(Path(out), resume=resume, fingerprint=runs.fingerprint(verb, shown, scientific))
         if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
@@ -619,6 +702,7 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("eot", 1),
         ("minutes", 0),
         ("patience", 1),
+        ("trials", 1),
         ("frozen_epochs", 0),
     ):
         value = options.get(name)

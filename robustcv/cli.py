@@ -39,7 +39,7 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
     long = f"--{name.replace('_', '-')}"
     words: Any = tuple[str, ...] if default is not None else tuple[str, ...] | None
     text: Any = str if default is not None else str | None
-    if name in _COMMAS:
+    if name in _COMMAS or (name == "objective" and isinstance(default, tuple)):
         return Annotated[words, Parameter(name=long, converter=_split_commas, negative="", show_default=_shown)]
     if name in _WORDS:
         return Annotated[words, Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
@@ -226,7 +226,7 @@ def build(config: Path | None = None) -> cyclopts.App:
         config=origins,
         result_action="return_value",
     )
-    for verb in (api.train, api.audit, api.harden, api.explain, api.compare):
+    for verb in (api.train, api.audit, api.harden, api.tune, api.explain, api.compare):
         app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
     app.command(report)
     app.command(list_names, name="list")

@@ -258,6 +258,28 @@ class Comparison(_Frozen):
     forced: bool = False
 
 
+class TuningTrial(_Frozen):
+    """One set of training options that was tried; shares are of the validation split."""
+
+    number: int
+    state: Literal["finished", "given up", "diverged"]
+    options: dict[str, Any]
+    clean: float | None
+    robust: float | None
+    epochs: int
+    seconds: float
+    front: bool = Field(description="no other trial is as good in both")
+
+
+class Tuning(_Frozen):
+    """A search for training options."""
+
+    trials: tuple[TuningTrial, ...]
+    best: int
+    validation_n: int
+    shared: bool
+
+
 class CorruptionRow(_Frozen):
     """Right answers under one corruption at one severity."""
 
@@ -299,7 +321,7 @@ class Record(_Frozen):
     """Everything a page is made from."""
 
     format: Literal[1] = 1
-    verb: Literal["train", "audit", "harden", "explain", "compare"]
+    verb: Literal["train", "audit", "harden", "explain", "compare", "tune"]
     version: str
     verdict: Verdict = "NO GATE"
     gates: tuple[Gate, ...] = ()
@@ -320,6 +342,7 @@ class Record(_Frozen):
     training: Training | None = None
     cost: Cost | None = None
     comparison: Comparison | None = None
+    tuning: Tuning | None = None
     environment: Environment
     options: dict[str, Any] = {}
     headline_eps: Annotated[float | None, Field(description="eps of the robust accuracy on the first screen")] = None

@@ -121,6 +121,33 @@ def reliability(rows: list[Row], *, label: str) -> str:
     return to_svg((diagonal + line + point).properties(width=300, height=260), label)
 
 
+def trade_off(rows: list[Row], *, label: str) -> str:
+    """Draw clean against robust accuracy, one point a trial, and a line through those that none beats in both.
+
+    Parameters
+    ----------
+    rows
+        ``trial``, ``series``, ``clean``, ``robust``.
+    """
+    import altair as alt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    colour, _, shape = _scales(alt, names)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
+        y=alt.Y("robust:Q", title="accuracy under attack", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
+        color=alt.Color(
+            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)
+        ),
+    )
+    point = base.mark_point(filled=True, size=60, opacity=1).encode(
+        shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
+    )
+    leading = alt.Data(values=sorted((r for r in rows if r["series"] == "best trade-offs"), key=lambda r: r["clean"]))
+    line = alt.Chart(leading).mark_line(stroke="var(--muted)", strokeDash=[4, 3]).encode(x="clean:Q", y="robust:Q")
+    return to_svg((line + point).properties(width=620, height=300), label)
+
+
 def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: str) -> str:
     """Draw accuracy over epochs or minutes, one line a series, with a rule at the epoch that was kept.
 

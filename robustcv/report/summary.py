@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from robustcv.records import Check, Metric, PairedMetric, Record, find_metric
+from robustcv.records import Check, Metric, PairedMetric, Record, Tuning, find_metric
 from robustcv.report import numbers
 from robustcv.report.blocks import Tile
 
@@ -17,9 +17,9 @@ def headline(record: Record) -> Metric | None:
 
 def name_of(record: Record) -> str:
     """Name the model as its maker would."""
-    if record.comparison is not None:
+    if record.comparison is not None and record.model is None:
         return f"{record.comparison.a.name} and {record.comparison.b.name}"
-    return record.model.architecture if record.model else "the model"
+    return record.model.architecture if record.model else str(record.options.get("model", "the model"))
 
 
 def kicker(record: Record) -> str:
@@ -76,6 +76,19 @@ def _explain_sentence(record: Record) -> str:
     return f"What {name_of(record)} looks at: {n} images by {methods} method{'s' if methods != 1 else ''}."
 
 
+def _tuning_sentence(record: Record) -> str:
+    tuning = record.tuning
+    assert tuning is not None
+    best = next(trial for trial in tuning.trials if trial.number == tuning.best)
+    n = tuning.validation_n
+    text = (
+        f"The best of {len(tuning.trials)} trials is right on {numbers.share(best.clean or 0, n)} of validation images"
+    )
+    if best.robust is not None:
+        text += f", and on {numbers.share(best.robust, n)} under attack"
+    return text + "; no test image was looked at."
+
+
 def _compare_sentence(record: Record) -> str:
     assert record.comparison is not None
     a, b = record.comparison.a.name, record.comparison.b.name
@@ -98,6 +111,7 @@ _SENTENCES: dict[str, Callable[[Record], str]] = {
     "harden": _training_sentence,
     "explain": _explain_sentence,
     "compare": _compare_sentence,
+    "tune": _tuning_sentence,
 }
 
 
@@ -115,6 +129,8 @@ def tiles(record: Record) -> tuple[Tile, ...]:
         return _compare_tiles(record)
     clean = record.metric("clean_accuracy")
     first = Tile("Clean accuracy", numbers.percent(clean), numbers.interval(clean) if clean else "no test split given")
+    if record.tuning is not None:
+        return _tuning_tiles(record.tuning)
     if record.verb in ("train", "harden"):
         return (first, *_training_tiles(record))
     if record.verb == "explain":
@@ -191,6 +207,20 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
     each = seconds / max(1, training.epochs[-1].epoch)
     made.append(Tile("Training time", numbers.duration(seconds), f"{numbers.duration(each)} an epoch"))
     return tuple(made[:3])
+
+
+def _tuning_tiles(tuning: Tuning) -> tuple[Tile, ...]:
+    best = next(trial for trial in tuning.trials if trial.number == tuning.best)
+    n, done = tuning.validation_n, [trial for trial in tuning.trials if trial.state == "finished"]
+    robust = "not run" if best.robust is None else numbers.share(best.robust, n)
+    where = f"trial {best.number}; n{numbers.NBSP}={numbers.NBSP}{n:,}"
+    seconds = sum(trial.seconds for trial in tuning.trials)
+    return (
+        Tile("Validation accuracy", numbers.share(best.clean or 0, n), where),
+        Tile("Validation, attacked", robust, "by the attack of training alone" if best.robust is not None else ""),
+        Tile("Trials", f"{len(done):,}", f"finished, of {len(tuning.trials):,}"),
+        Tile("Time", numbers.duration(seconds), "of all trials"),
+    )
 
 
 def _eps(record: Record) -> float:

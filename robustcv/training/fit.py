@@ -365,6 +365,8 @@ class _Run:
     def over(self) -> str | None:
         """Say why training ends before its last epoch; None while it does not."""
         patience = self.recipe.patience
+        if self.trained < self.recipe.eps_warmup * self.recipe.epochs:
+            patience = None  # while eps still rises, the validation attack is not yet the one trained against
         if patience is not None and self.trained - self.best.epoch >= patience and self.trained < self.recipe.epochs:
             return f"no better on the validation split for {patience} epochs"
         if self.recipe.minutes is None or self.trained == self.recipe.epochs:

@@ -61,7 +61,7 @@ class Recipe:
     minutes
         Stop after this long, with the schedule brought to its end by then; None: only the epochs count.
     patience
-        Stop when this many epochs in a row were no better on the validation split; None: never.
+        Stop when this many epochs in a row were no better on the validation split, once eps has risen; None: never.
     precision
         ``bf16`` computes the forward passes of training in bfloat16 where that is safe (autocast).
     seed

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -22,7 +22,7 @@ from robustcv.evaluation.accuracy import calibration, predict, proportion
 from robustcv.models import Loaded, build, checkpoint, onnx_file
 from robustcv.models.sources import head_of
 from robustcv.models.transfer import begin_with, source_weights
-from robustcv.runtime import Progress, pick_device
+from robustcv.runtime import Advance, Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
 from robustcv.training.layers import layers_of
@@ -47,12 +47,12 @@ def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.S
     clock = Clock()
     sets = TrainingSets(images, labels, options, progress, split_seed=options["seed"])
     device = pick_device(options["device"])
-    loaded = _untrained(options, sets.train, device, progress)
+    loaded = untrained(options, sets.train, progress)
     begun = options["init"] is not None
     return run_training("train", loaded, sets, options, device, state, progress, clock, begun=begun)
 
 
-def _untrained(options: Mapping[str, Any], images: Images, device: torch.device, progress: Progress) -> Loaded:
+def untrained(options: Mapping[str, Any], images: Images, progress: Progress) -> Loaded:
     """Build the classifier, with the weights to begin with where some are named."""
     channels, size, _ = images.shape
     architecture, init, input_size = options["model"], options["init"], None
@@ -150,12 +150,11 @@ def run_training(
     classifier.to(device).to(memory_format=torch.channels_last)
     threats = training_threats(options)
     names = default_augment(sets.train, options["augment"])
-    recipe = recipe_of(options, names, classifier, begun=begun)
     state.require_same("inputs", runs.fingerprint(*(identity(part) for part in (sets.train, sets.validation))))
     progress.say(
         f"{options['objective']} on {len(sets.train):,} images, {len(sets.validation):,} held out for validation"
     )
-    fitted = _fit(classifier, sets, options, recipe, threats, state, progress, device, begun=begun)
+    fitted = _fit(classifier, sets, options, threats, state, progress, device, begun=begun)
     training = records.Training(
         objective=options["objective"],
         options={
@@ -251,7 +250,6 @@ def _fit(
     classifier: nn.Module,
     sets: TrainingSets,
     options: Mapping[str, Any],
-    recipe: Recipe,
     threats: Training,
     state: runs.State,
     progress: Progress,
@@ -261,32 +259,17 @@ def _fit(
 ) -> Fitted:
     """Run the loop, from where an interrupted one stopped."""
     saved, done = state.load("training.pt"), None
-    name = options["objective"]
-    given = parse_options(options["set"], OBJECTIVES)
-    _refuse_unused(given, name)
-    extra = given.get(name, {})
-    if "eps" in inspect.signature(OBJECTIVES[name]).parameters:
-        extra["eps"] = parse_threats(options)[0].size
     total = f"{options['epochs']} epochs" if options["minutes"] is None else f"{options['minutes']:g} minutes"
     with progress.stage(f"train {total}", len(sets.train) * options["epochs"]) as advance:
         if saved is not None:
             done = torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
             advance(len(sets.train) * sum(epoch["n"] > 0 for epoch in done["history"]))
+
+        def save(content: dict[str, Any]) -> None:
+            state.save("training.pt", _to_bytes(content))
+
         try:
-            return fit(
-                classifier,
-                sets.train,
-                sets.validation,
-                objective=functools.partial(OBJECTIVES[name], **extra),
-                recipe=recipe,
-                attack_at=threats.attack_at,
-                validate_with=threats.validate_with,
-                guard=threats.guard,
-                begun=begun,
-                state=done,
-                save_state=lambda content: state.save("training.pt", _to_bytes(content)),
-                advance=advance,
-            )
+            return fit_once(classifier, sets, options, save, threats=threats, begun=begun, state=done, advance=advance)
         except Diverged as error:
             raise UserError(
                 "RCV-E075",
@@ -294,6 +277,47 @@ def _fit(
                 "the weights grew without bound, and no epoch was finished that could be kept",
                 f"lower --learning-rate (it was {options['learning_rate']:g}), or take --schedule one-cycle",
             ) from error
+
+
+def fit_once(
+    classifier: nn.Module,
+    sets: TrainingSets,
+    options: Mapping[str, Any],
+    save_state: Callable[[dict[str, Any]], None],
+    *,
+    threats: Training | None = None,
+    begun: bool = False,
+    state: dict[str, Any] | None = None,
+    advance: Advance = lambda _: None,
+) -> Fitted:
+    """Call the loop with the verb's options.
+
+    Raises
+    ------
+    Diverged
+        If the loss is no number in the first epoch.
+    """
+    name = options["objective"]
+    threats = threats or training_threats(options)
+    given = parse_options(options["set"], OBJECTIVES)
+    _refuse_unused(given, name)
+    extra = given.get(name, {})
+    if "eps" in inspect.signature(OBJECTIVES[name]).parameters:
+        extra["eps"] = parse_threats(options)[0].size
+    return fit(
+        classifier,
+        sets.train,
+        sets.validation,
+        objective=functools.partial(OBJECTIVES[name], **extra),
+        recipe=recipe_of(options, default_augment(sets.train, options["augment"]), classifier, begun=begun),
+        attack_at=threats.attack_at,
+        validate_with=threats.validate_with,
+        guard=threats.guard,
+        begun=begun,
+        state=state,
+        save_state=save_state,
+        advance=advance,
+    )
 
 
 def _refuse_unused(given: Mapping[str, Any], objective: str) -> None:

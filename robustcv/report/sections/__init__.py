@@ -11,6 +11,7 @@ from robustcv.report.sections.evidence import calibration, cases, explanations, 
 from robustcv.report.sections.findings import findings, limits
 from robustcv.report.sections.reproduction import glossary, next_step, reproduce
 from robustcv.report.sections.robustness import classes, curve, threat_model
+from robustcv.report.sections.tuning import tuning
 
 SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "curve": curve,
@@ -23,6 +24,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "explanations": explanations,
     "calibration": calibration,
     "training": training,
+    "tuning": tuning,
     "cost": cost,
     "next": next_step,
     "threat": threat_model,

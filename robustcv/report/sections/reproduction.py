@@ -66,7 +66,7 @@ def glossary(record: Record, files: Files) -> Section | None:
 
 def next_step(record: Record, files: Files) -> Section | None:
     """Say in words what a page without attacks rests on."""
-    if record.verb not in ("train", "harden"):
+    if record.verb not in ("train", "harden", "tune") or record.comparison is not None:
         return None
     text = "Training does not measure how easily a model is broken, or what it looks at: `robustcv audit` does."
     return Section("next", "What next", "", (Text(text),), place="full")
