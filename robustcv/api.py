@@ -644,8 +644,10 @@ def _run(
     call: "Callable[..., Result]",
 ) -> Run:
     """Open the folder, run the verb, write what it gives; the one path all verbs share."""
+    from robustcv import processes
     from robustcv.runtime import progress_for
 
+    quiet = quiet or not processes.is_first()
     _require_counts(options)
     state = runs.State(None)
     shown = {
@@ -654,10 +656,10 @@ def _run(
     }
     kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
-        scientific = {
-            name: value for name, value in kept.items() if name not in ("device", "data_dir", "trials", "storage")
-        }
-        state = runs.open_folder(Path(out), resume=resume, fingerprint=runs.fingerprint(verb, shown, scientific))
+        places = ("device", "data_dir", "trials", "storage")  # where and how long, not what
+        scientific = {name: value for name, value in kept.items() if name not in places}
+        key = runs.fingerprint(verb, shown, scientific)
+        state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
         if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
             from robustcv import report
@@ -669,6 +671,8 @@ def _run(
     given = [name for name, value in kept.items() if value != _plain(defaults.get(name))]
     files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, [*given, "model", "data"])}
     record = result.record.model_copy(update={"options": {**shown, **result.record.options}})
+    if not processes.is_first():
+        return Run(record, files, classifier=result.classifier)
     run = _finish(type(result)(record, files, result.classifier), out)
     state.clear()
     return run

@@ -1,5 +1,6 @@
 """The command line: argv and TOML to one function call per verb, made from the functions' own signatures."""
 
+import contextlib
 import inspect
 import os
 import signal
@@ -13,13 +14,15 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from robustcv import __version__, api, errors, runs
+from robustcv import __version__, api, errors, launch, runs
 from robustcv.errors import UserError
 
 CONFIG_HELP = "Read options from a TOML file with the same keys; the command line wins."
+DEVICES_HELP = "Work in this many processes, one a GPU or a share of the cores each; torchrun starts them."
 JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
+SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
 _COMMAS = ("attacks", "also", "against", "export", "explain", "method", "augment")
 _WORDS = ("eps", "set", "fail_under", "names")
@@ -73,7 +76,11 @@ def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run
         parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     config = Annotated[Path | None, Parameter(name="--config", help=CONFIG_HELP)]
     as_json = Annotated[bool, Parameter(name="--json", help=JSON_HELP, negative="")]
-    for extra, annotation, default in (("config", config, None), ("as_json", as_json, False)):
+    devices = Annotated[int, Parameter(name="--devices", help=DEVICES_HELP)]
+    extras: list[tuple[str, Any, Any]] = [("config", config, None), ("as_json", as_json, False)]
+    if verb.__name__ in SHARED:
+        extras.append(("devices", devices, 1))
+    for extra, annotation, default in extras:
         parameters.append(
             inspect.Parameter(extra, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
@@ -118,9 +125,12 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     """Run a verb as a command: default folder, page's path on stdout, exit code from the verdict."""
     given.pop("config", None)
     as_json = given.pop("as_json", False)
+    devices = given.pop("devices", 1)
     if given.get("out") is None:
         slug = str(given.get("classifier") or given.get("model") or given.get("images") or "run")
-        given["out"] = runs.default_folder(verb.__name__, Path(slug).name.replace(":", "-"))
+        given["out"] = _common(runs.default_folder(verb.__name__, Path(slug).name.replace(":", "-")))
+    if devices > 1 and not launch.one_of_several():
+        return launch.start(_without_devices(_arguments, Path(given["out"])), devices, Path(given["out"]))
     for name in ("eps", "set", "fail_under"):
         if name in given:
             given[name] = list(given[name])
@@ -128,8 +138,36 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     renamed = {"images": "data", "classifier": "model"}
     with runs.telling_origins({renamed.get(name, name): text for name, text in origins.origin.items()}):
         run = verb(**given)
+    if run.folder is None:  # one of several processes, and not the first
+        return errors.DONE
     print(runs.to_json(run.record).decode() if as_json else run.page)
     return int(run.record.exit_code)
+
+
+_arguments: list[str] = []
+
+
+def _without_devices(arguments: Sequence[str], folder: Path) -> list[str]:
+    """Give the command line for each of several processes: without their number, with the folder they share."""
+    kept = list(arguments)
+    for place, word in enumerate(kept):
+        if word == "--devices":
+            del kept[place : place + 2]
+            break
+        if word.startswith("--devices="):
+            del kept[place]
+            break
+    named = any(word in ("-o", "--out") or word.startswith(("--out=", "-o=")) for word in kept)
+    return kept if named else [*kept, "-o", str(folder)]
+
+
+def _common(folder: Path) -> Path:
+    """Let all of several processes use the folder that the first one named."""
+    if not launch.one_of_several():
+        return folder
+    from robustcv import processes
+
+    return Path(processes.agreed(str(folder)))
 
 
 def report(run: Path, /) -> int:
@@ -259,21 +297,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
+    _arguments[:] = arguments
+    code = _run(arguments)
+    launch.leave(code)
+    # torchrun would report a code as a crash; whoever started it reads the file
+    sys.exit(errors.DONE if os.environ.get(launch.EXIT_FILE) else code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command; gives its exit code."""
     config = _named_config(arguments)
+    first = int(os.environ.get("RANK", "0")) == 0
     try:
-        code = build(config)(arguments, exit_on_error=False, print_error=True)
-        sys.exit(code if isinstance(code, int) else errors.DONE)
+        with _joined():
+            code = build(config)(arguments, exit_on_error=False, print_error=first)
+        return code if isinstance(code, int) else errors.DONE
     except UserError as error:
         if os.environ.get("ROBUSTCV_DEBUG"):
             raise
-        print(error, file=sys.stderr)
-        sys.exit(errors.BAD_INPUT)
+        if first:
+            print(error, file=sys.stderr)
+        return errors.BAD_INPUT
     except cyclopts.CycloptsError:
-        sys.exit(errors.BAD_INPUT)
+        return errors.BAD_INPUT
     except KeyboardInterrupt:
         where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
         print(f"\ninterrupted{where}", file=sys.stderr)
-        sys.exit(errors.INTERRUPTED)
+        return errors.INTERRUPTED
+
+
+def _joined() -> contextlib.AbstractContextManager[None]:
+    """Join the processes that torchrun started; nothing to join where it did not."""
+    if not launch.one_of_several():
+        return contextlib.nullcontext()
+    from robustcv import processes
+
+    return processes.together()
 
 
 if __name__ == "__main__":

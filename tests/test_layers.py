@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "robustcv"
 
 LINES: list[set[str]] = [
-    {"errors", "stats", "records", "runs"},
-    {"classifier", "runtime", "draws"},
+    {"errors", "stats", "records", "runs", "launch"},
+    {"classifier", "runtime", "draws", "processes"},
     {"folding"},
     {"data"},
     {"models"},
@@ -20,15 +20,16 @@ LINES: list[set[str]] = [
     {"api"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
-METHODS = {"errors", "classifier", "runtime", "draws"}  # all that attacks, explainers and training may use
+METHODS = {"errors", "classifier", "runtime", "draws", "processes"}  # all that attacks, explainers and training may use
 ONLY = {
     "report": {"errors", "stats", "records", "runs"},
     "attacks": METHODS,
     "explainers": METHODS,
     "training": METHODS,
 }
-TORCH_FREE = ("errors", "stats", "records", "runs", "report", "api", "cli", "__init__")
+TORCH_FREE = ("errors", "stats", "records", "runs", "launch", "report", "api", "cli", "__init__")
 
 
 def room_of(path: Path) -> str:

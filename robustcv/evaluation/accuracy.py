@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv import stats
+from robustcv import processes, stats
 from robustcv.data import Images
 from robustcv.records import CalibrationBin, Metric
 from robustcv.runtime import Advance
@@ -54,12 +54,16 @@ def predict(
     advance: Advance = lambda _: None,
 ) -> Predictions:
     """Run a (frozen) classifier over images: one forward pass each."""
-    parts = []
-    with torch.no_grad():
-        for batch, _ in images.batches(batch_size):
-            parts.append(classifier(batch.to(device)).float().cpu())
-            advance(len(batch))
-    return Predictions(torch.cat(parts), images.labels)
+    rows = torch.arange(len(images)).split(batch_size)
+    batches = images.batches(batch_size, processes.own_share(rows))
+
+    def answer(part: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = classifier(next(batches)[0].to(device)).float().cpu()
+        advance(len(part))
+        return logits
+
+    return Predictions(torch.cat(processes.shared(rows, answer)), images.labels)
 
 
 def proportion(name: str, hits: Tensor, **fields: str | float | None) -> Metric:

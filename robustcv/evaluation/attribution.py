@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws
+from robustcv import draws, processes
 from robustcv.explainers import Explanation
 from robustcv.records import ExplainerResult
 from robustcv.runtime import Advance
@@ -32,17 +32,18 @@ def explain_images(
     started = time.monotonic()
     if "rows" not in options and batch_size < 64:
         options = {**options, "rows": batch_size}  # a small batch size is asked for where memory is short
-    parts = []
-    for rows in torch.arange(len(images)).split(batch_size):
+
+    def explained(rows: Tensor) -> Explanation:
         seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], name)
-        parts.append(
-            explain(classifier, images[rows].to(device), targets[rows].to(device), seeds=seeds.to(device), **options)
-        )
+        made = explain(classifier, images[rows].to(device), targets[rows].to(device), seeds=seeds.to(device), **options)
         advance(len(rows))
+        return Explanation(made.heatmaps.detach().cpu(), made.error.detach().cpu(), made.forwards.cpu(), made.details)
+
+    parts = processes.shared(torch.arange(len(images)).split(batch_size), explained)
     whole = Explanation(
-        heatmaps=torch.cat([part.heatmaps.detach().cpu() for part in parts]),
-        error=torch.cat([part.error.detach().cpu() for part in parts]),
-        forwards=torch.cat([part.forwards.cpu() for part in parts]),
+        heatmaps=torch.cat([part.heatmaps for part in parts]),
+        error=torch.cat([part.error for part in parts]),
+        forwards=torch.cat([part.forwards for part in parts]),
         details=parts[0].details,
     )
     known = whole.error[whole.error.isfinite()]

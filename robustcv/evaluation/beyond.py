@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robustcv import draws, stats
+from robustcv import draws, processes, stats
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
 from robustcv.attacks.patch import apply_patch, train_patch
 from robustcv.attacks.spatial import spatial
@@ -66,13 +66,15 @@ def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: in
 
 def _right_after(job: Job, classifier: nn.Module, change: Callable[..., Tensor], purpose: str) -> Bool[Tensor, " n"]:
     """Tell which images are right after a change, ``change(images, seeds=...)``, drawn from each one's own seed."""
-    seeds = draws.image_seeds(job.seed, job.images.hashes, purpose).split(job.batch_size)
-    parts = []
-    for (batch, labels), own in zip(job.images.batches(job.batch_size), seeds, strict=True):
+    seeds = draws.image_seeds(job.seed, job.images.hashes, purpose)
+
+    def judge(rows: Tensor) -> Tensor:
+        batch, labels = next(job.images.take(rows).batches(len(rows)))
         with torch.no_grad():
-            logits = classifier(change(batch.to(job.device), seeds=own.to(job.device)))
-        parts.append(right(logits.cpu(), labels))
-    return torch.cat(parts)
+            logits = classifier(change(batch.to(job.device), seeds=seeds[rows].to(job.device)))
+        return right(logits.cpu(), labels)
+
+    return torch.cat(processes.shared(torch.arange(len(job.images)).split(job.batch_size), judge))
 
 
 def spatial_threat(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, runs
+from robustcv import draws, processes, runs
 from robustcv.attacks import is_minimum_norm
 from robustcv.attacks.losses import margin, wrong_classes
 from robustcv.attacks.norms import NORMS, Norm
@@ -241,35 +241,69 @@ def _at_eps(
     results = []
     pictures: dict[int, tuple[float, Tensor]] = {}
     open_rows = standing.broken_at > eps  # an image that fell at a larger eps is open again at this one
+    blocks = rows.split(job.batch_size * BATCHES_A_BLOCK)
     for place, planned in enumerate(plan):
         total = _Total(planned, job.norm, eps, reason)
-        for number, block in enumerate(rows.split(job.batch_size * BATCHES_A_BLOCK)):
-            ranked: Tensor | None = None
-            for round_number, purpose, options in _rounds(planned):
-                todo = block[open_rows[block] & (1 - standing.closest[block] >= planned.reach)]
-                if round_number == 0:
-                    total.attempted += len(todo)
-                key = f"{reason}{tag}-{planned.name}-{place}-{job.norm}-{eps.hex()}-{number}-{round_number}"
-                done = _saved(job.state, key)
-                if done is None:
-                    own = f"{reason}-{place}-{purpose}"  # the same attack again starts elsewhere
-                    done = _attack(job, planned, eps, todo, block, ranked, round_number, own, options)
-                    _save(job.state, key, done)
-                ranked = done.ranked if ranked is None and len(done.ranked) else ranked
+        where = _Where(place, eps, reason, tag)
+
+        def attacked(number: int, planned: Planned = planned, where: "_Where" = where) -> list[_Attacked]:
+            done = _on_block(job, planned, where, standing, number, blocks[number], open_rows)
+            job.advance(len(blocks[number]) * planned.weight * processes.size())
+            return done
+
+        for rounds in processes.shared(range(len(blocks)), attacked):
+            total.attempted += len(rounds[0].rows)
+            for done in rounds:
                 total.add(done)
-                fell = _note(standing, place, eps, done)
+                fell = _note(standing, place, eps, done)  # once more for own blocks, which changes nothing
                 open_rows[fell] = False
                 total.broken += len(fell)
                 scores = dict(zip(done.rows.tolist(), done.score.tolist(), strict=True))
                 for row, picture in zip(done.kept.tolist(), done.best, strict=True):
                     if row not in pictures or not open_rows[row] or scores[row] < pictures[row][0]:
                         pictures[row] = scores[row], picture
-            job.advance(len(block) * planned.weight)
         job.advance((len(job.images) - len(rows)) * planned.weight)
         results.append(total.record())
     keep = sorted(row for row in pictures if not open_rows[row] or job.kept()[row])
     empty = torch.empty(0, *job.images.shape)
     return results, (torch.tensor(keep).long(), torch.stack([pictures[row][1] for row in keep]) if keep else empty)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Which part of a worst case is being run; names the saved state and the random draws."""
+
+    place: int
+    eps: float
+    reason: Reason
+    tag: str
+
+
+def _on_block(
+    job: Job,
+    planned: Planned,
+    where: _Where,
+    standing: _Standing,
+    number: int,
+    block: Tensor,
+    open_rows: Tensor,
+) -> list["_Attacked"]:
+    """Run one attack on one block, restart by restart or class by class on what is left, or read what was saved."""
+    every = []
+    ranked: Tensor | None = None
+    for round_number, purpose, options in _rounds(planned):
+        todo = block[open_rows[block] & (1 - standing.closest[block] >= planned.reach)]
+        run = f"{where.reason}{where.tag}-{planned.name}-{where.place}-{job.norm}-{where.eps.hex()}"
+        key = f"{run}-{number}-{round_number}"
+        done = _saved(job.state, key)
+        if done is None:
+            own = f"{where.reason}-{where.place}-{purpose}"  # the same attack again starts elsewhere
+            done = _attack(job, planned, where.eps, todo, block, ranked, round_number, own, options)
+            _save(job.state, key, done)
+        ranked = done.ranked if ranked is None and len(done.ranked) else ranked
+        open_rows[_note(standing, where.place, where.eps, done)] = False
+        every.append(done)
+    return every
 
 
 def _rounds(planned: Planned) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from robustcv import processes
 from robustcv.classifier import frozen
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
@@ -235,7 +236,7 @@ class _Run:
             return result
         quick = self._count_right(self.guard.quick)
         if not self.guard.collapsed(quick, result.validation_robust, len(self.validation)):
-            return replace(result, seconds=time.monotonic() - start)
+            return result
         self._weights_from(before)
         kept = self.attack_at, self.objective
         recover = self.guard.recover
@@ -253,7 +254,7 @@ class _Run:
     def _validated(self, epoch: int, loss: float, correct: int, n: int, start: float) -> EpochResult:
         validating = time.monotonic()
         right, robust = _validate(self.judged, self.validation, self.recipe.batch_size, self.device, self.validate_with)
-        self.validation_seconds = time.monotonic() - validating
+        self.validation_seconds, seconds = processes.agreed((time.monotonic() - validating, time.monotonic() - start))
         return EpochResult(
             epoch=epoch,
             loss=loss,
@@ -264,7 +265,7 @@ class _Run:
             validation_robust=robust,
             validation_robust_n=None if robust is None else len(self.validation),
             learning_rate=self.stepper.param_groups[-1]["lr"],
-            seconds=time.monotonic() - start,
+            seconds=seconds,
         )
 
     def _count_right(self, attack: Perturb) -> int:
@@ -281,25 +282,47 @@ class _Run:
         order = torch.randperm(len(self.train), generator=generator)
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        augmenting = generator
+        if processes.size() > 1:  # each draws for its own images; the attacks' seeds are common
+            augmenting = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank() + 1)
         done = step = 0
-        for images, labels in self.train.batches(recipe.batch_size, order):
+        for whole, images, labels in self._batches(order):
             progress = self._progress(epoch, done, start)
             if progress >= 1 and done:
                 break
-            if len(labels) == 1 and self.couples and done:
+            if whole == 1 and self.couples and done:
                 continue  # batch norm has no variance of one image; another is left over in the next epoch
             self._set_rate(progress)
-            images, labels, targets = self._prepared(images, labels, generator)
-            seeds = torch.randint(-(1 << 62), 1 << 62, (len(labels),), generator=generator).to(self.device)
-            loss, logits = self._step(images, labels, targets, seeds, progress)
-            done, step = done + len(labels), step + 1
-            loss_sum += loss.detach() * len(labels)  # summed on the device: reading it each step would stall a GPU
-            correct += (logits.detach().argmax(1) == labels).sum()
+            seeds = torch.randint(-(1 << 62), 1 << 62, (whole,), generator=generator)
+            if processes.size() == 1 or len(labels):
+                images, labels, targets = self._prepared(images, labels, augmenting)
+                seeds = seeds[processes.rank() :: processes.size()].to(self.device)
+                loss, logits = self._step(images, labels, targets, seeds, progress, len(labels) / whole)
+                loss_sum += loss.detach() * len(labels)  # summed on the device: reading it would stall a GPU
+                correct += (logits.detach().argmax(1) == labels).sum()
+            else:
+                self._idle_step(progress)
+            done, step = done + whole, step + 1
             if step % 64 == 0:
                 _require_finite(loss_sum, epoch)
-            self.advance(len(labels))
+            self.advance(whole)
         _require_finite(loss_sum, epoch)
-        return float(loss_sum / done), int(correct), done
+        processes.mean_over([b for b in classifier.buffers() if b.is_floating_point()], 1 / processes.size())
+        totals = processes.summed([float(loss_sum), float(correct)])
+        return totals[0] / done, round(totals[1]), done
+
+    def _batches(self, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each batch's size, and this process's share of its images and labels."""
+        size = self.recipe.batch_size
+        if processes.size() == 1:
+            yield from ((len(labels), images, labels) for images, labels in self.train.batches(size, order))
+            return
+        parts = [rows[processes.rank() :: processes.size()] for rows in order.split(size)]
+        own = self.train.batches(max(len(parts[0]), 1), torch.cat(parts))
+        empty = torch.empty(0)
+        for rows, part in zip(order.split(size), parts, strict=True):
+            images, labels = next(own) if len(part) else (empty, empty)
+            yield len(rows), images, labels
 
     def _prepared(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -320,9 +343,15 @@ class _Run:
         return images.contiguous(memory_format=torch.channels_last), labels, targets  # fastest for convolutions
 
     def _step(
-        self, images: Tensor, labels: Tensor, targets: Tensor | None, seeds: Tensor, progress: float
+        self,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+        seeds: Tensor,
+        progress: float,
+        share: float,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the loss of a batch, its gradients, and move the weights."""
+        """Compute the loss of (a share of) a batch, its gradients, and move the weights."""
         recipe = self.recipe
         perturb = None
         if self.attack_at is not None:
@@ -349,10 +378,22 @@ class _Run:
         else:
             loss, logits = loss_now()
             loss.backward()
-        self.stepper.step()
-        if self.mean is not None and begins(recipe.average, progress):
-            self.mean.update_parameters(self.classifier)
+        self._move(progress, share)
         return loss, logits
+
+    def _idle_step(self, progress: float) -> None:
+        """Take the step of a batch of which this process has no image."""
+        for parameter in self.classifier.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        self._move(progress, 0.0)
+
+    def _move(self, progress: float, share: float) -> None:
+        """Average the gradients over processes, and take the optimiser's step."""
+        processes.mean_over([p.grad for p in self.classifier.parameters() if p.grad is not None], share)
+        self.stepper.step()
+        if self.mean is not None and begins(self.recipe.average, progress):
+            self.mean.update_parameters(self.classifier)
 
     def _progress(self, epoch: int, done: int, start: float) -> float:
         """Give the share of training that is done: of the epochs or of the minutes, whichever is more."""
@@ -360,7 +401,8 @@ class _Run:
         if self.recipe.minutes is None:
             return by_epochs
         spent = sum(each.seconds for each in self.history) + time.monotonic() - start
-        return max(by_epochs, spent / max(1e-9, 60 * self.recipe.minutes - self.validation_seconds))
+        by_clock = spent / max(1e-9, 60 * self.recipe.minutes - self.validation_seconds)
+        return max(by_epochs, float(processes.agreed(by_clock)))
 
     def over(self) -> str | None:
         """Say why training ends before its last epoch; None while it does not."""
@@ -407,18 +449,21 @@ def _validate(
     classifier: nn.Module, validation: Batches, batch_size: int, device: torch.device, attack: Perturb | None
 ) -> tuple[int, int | None]:
     """Count right answers on the validation split, clean and (with an attack) attacked."""
-    right = robust = done = 0
+    right = robust = 0
+    parts = torch.arange(len(validation)).split(batch_size)
+    mine = parts[processes.rank() :: processes.size()]
     with frozen(classifier):
-        for images, labels in validation.batches(batch_size):
+        batches = validation.batches(batch_size, processes.own_share(parts)) if mine else iter(())
+        for rows, (images, labels) in zip(mine, batches, strict=True):
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             labels = labels.to(device)
             with torch.no_grad():
                 clean = classifier(images).argmax(1) == labels
             right += int(clean.sum())
             if attack is not None and clean.any():
-                seeds = torch.arange(done, done + len(labels), device=device)[clean]  # an image's own, whoever is right
+                seeds = rows.to(device)[clean]  # an image's own, whoever is right
                 attacked = attack(classifier, images[clean], labels[clean], seeds=seeds)
                 with torch.no_grad():
                     robust += int((classifier(attacked).argmax(1) == labels[clean]).sum())
-            done += len(labels)
+    right, robust = (round(total) for total in processes.summed([right, robust]))
     return right, None if attack is None else robust

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from robustcv import runs
+from robustcv import processes, runs
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import Classifier
 from robustcv.data import Images
@@ -123,11 +123,14 @@ def _audited(
     progress.say(f"audit {name} hardening")
     folder = None if out is None else Path(out) / name
     key = runs.fingerprint("audit", name, wanted)
-    kept = runs.State(None) if folder is None else runs.open_folder(folder, resume=folder.exists(), fingerprint=key)
+    kept = runs.State(None)
+    if folder is not None:
+        place = folder
+        kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
     described = {"model": name, "data": sets.spec, **found.record.options}
     record = found.record.model_copy(update={"training": None, "options": described})
-    if folder is not None:
+    if folder is not None and processes.is_first():
         runs.save(folder, record, found.files)
         kept.clear()
     return Saved(str(folder or name), record, found.files)

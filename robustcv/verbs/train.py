@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from robustcv import records, runs
+from robustcv import processes, records, runs
 from robustcv.classifier import Classifier
 from robustcv.data import Images, as_images, resized, split_rows
 from robustcv.data import load as load_images
@@ -266,7 +266,8 @@ def _fit(
             advance(len(sets.train) * sum(epoch["n"] > 0 for epoch in done["history"]))
 
         def save(content: dict[str, Any]) -> None:
-            state.save("training.pt", _to_bytes(content))
+            if processes.is_first():
+                state.save("training.pt", _to_bytes(content))
 
         try:
             return fit_once(classifier, sets, options, save, threats=threats, begun=begun, state=done, advance=advance)

@@ -1,0 +1,126 @@
+"""One run in several processes: who does what, and how everyone learns what came out (torch.distributed)."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from robustcv import launch
+from robustcv.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+PATIENCE = datetime.timedelta(minutes=30)  # how long to wait for a process before it counts as lost
+
+
+def size() -> int:
+    """Give the number of processes; 1 where nobody asked for more."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Give the number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that talks and writes."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of a block; does nothing for a single one."""
+    if not launch.one_of_several():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def shared(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Do every item once, each process its share in turn; everyone gets all results, in the order of the items.
+
+    The results must not hold tensors of a GPU. Nothing is padded, and what an item is does not depend on the number of
+    processes, so that the results do not either.
+    """
+    if size() == 1:
+        return [work(item) for item in items]
+    own = {k: work(items[k]) for k in range(rank(), len(items), size())}
+    parts: list[Any] = [None] * size()
+    distributed.all_gather_object(parts, own)
+    merged = {k: result for part in parts for k, result in part.items()}
+    return [merged[k] for k in range(len(items))]
+
+
+def own_share(parts: Sequence[Tensor]) -> Tensor | None:
+    """Join the rows of the parts that `shared` gives this process, in order; None where it does all of them."""
+    if size() == 1:
+        return None
+    mine = parts[rank() :: size()]
+    return torch.cat(list(mine)) if mine else torch.empty(0, dtype=torch.int64)
+
+
+def mean_over(tensors: Sequence[Tensor], share: float) -> None:
+    """Replace tensors by their sum over processes, each weighted by its share, in place and in one message a type.
+
+    Parameters
+    ----------
+    share
+        Weight of this process; the weights of all add up to 1.
+    """
+    if size() == 1:
+        return
+    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):
+        group = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
+        flat = torch.cat([tensor.reshape(-1) for tensor in group]) * share
+        distributed.all_reduce(flat)
+        for tensor, part in zip(group, flat.split([each.numel() for each in group]), strict=True):
+            tensor.copy_(part.reshape(tensor.shape))
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Add up numbers over processes."""
+    if size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(total)
+    return [float(value) for value in total]
+
+
+def agreed(value: Any) -> Any:
+    """Give everyone what the first process has."""
+    if size() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def by_first(work: Callable[[], Result]) -> Result:
+    """Let the first process do something alone, such as open a folder; everyone gets its result, or its error."""
+    if size() == 1:
+        return work()
+    outcome: Any = None
+    if is_first():
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = agreed(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    found: Result = outcome
+    return found
