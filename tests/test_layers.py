@@ -22,7 +22,14 @@ LINES: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-METHODS = {"errors", "classifier", "runtime", "draws", "processes"}  # all that attacks, explainers and training may use
+METHODS = {
+    "errors",
+    "classifier",
+    "runtime",
+    "draws",
+    "processes",
+    "folding",
+}  # all that attacks, explainers and training may use
 ONLY = {
     "report": {"errors", "stats", "records", "runs"},
     "attacks": METHODS,

@@ -196,3 +196,42 @@ def test_a_trained_network_raises_nothing(trained) -> None:
     model, images = rc.load_classifier(str(trained)), rc.load_images("digits", n=100)
     for eps in (4 / 255, 16 / 255, 64 / 255):
         assert audited(model, images, eps=eps)[1] == set()
+
+
+@pytest.mark.slow
+def test_a_net_that_leaks_labels_to_one_step_is_seen_through() -> None:
+    """Trained with one full step and no random start, it stands against that step and against nothing else."""
+    from functools import partial
+
+    from robustcv.data import load
+    from robustcv.models import build
+    from robustcv.training import OBJECTIVES, Recipe, fit
+
+    eps, images = 48 / 255, load("digits", split="train").in_memory()
+    torch.manual_seed(0)
+    model = build("small_cnn", classes=10, size=32)
+    one_step = partial(ATTACKS["fgsm"], eps=eps)
+    fit(model, images.take(torch.arange(1000)), images.take(torch.arange(1000, 1100)), objective=OBJECTIVES["pgd-at"],
+        attack_at=lambda _: one_step, recipe=Recipe(epochs=6, batch_size=64, learning_rate=3e-3))  # fmt: skip
+    test = load("digits").in_memory().take(torch.arange(100))
+    with frozen(model):
+        job = job_for(model, test)
+        alone = worst_case(job, [Planned("fgsm", one_step.func, {})], eps=eps)
+        outcome, _ = measure(job, plan_for("standard", "linf"), eps=eps)
+    assert int(alone.robust(eps).sum()) >= 40
+    assert int(outcome.robust(eps).sum()) <= 2
+
+
+def test_a_class_for_rejected_images_is_refused_until_it_is_told_what_counts(linear) -> None:
+    import robustcv as rc
+
+    class Rejecting(torch.nn.Module):
+        """Adds a class: "this is no image of mine"."""
+
+        def forward(self, images):
+            logits = linear(images)
+            return torch.cat([logits, logits.amax(1, keepdim=True) - 1], 1)
+
+    images = labelled(linear)
+    with pytest.raises(rc.UserError, match="gives 11 classes but the data has 10"):
+        rc.audit(Rejecting(), images, eps=EPS, quiet=True)

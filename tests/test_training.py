@@ -106,15 +106,18 @@ def test_attack_passes_compute_no_weight_gradients_and_leave_batch_norm_alone() 
 
     def spy(inner, x, y, *, seeds=None):
         seen.append([p.requires_grad for p in inner.parameters()] + [m.training for m in inner.modules()])
-        before = inner.network[1].running_mean.clone()
+        seen.append([p.requires_grad for p in classifier.parameters()] + [m.training for m in classifier.modules()])
+        before = classifier.network[1].running_mean.clone()
+        assert torch.allclose(inner(x), classifier(x), atol=1e-4)  # the same function, batch norm folded
+        assert inner is not classifier
         out = ATTACKS["pgd"](inner, x, y, eps=0.02, steps=2, seeds=seeds, keep="last")
-        assert torch.equal(inner.network[1].running_mean, before)
-        assert all(p.grad is None for p in inner.parameters())
+        assert torch.equal(classifier.network[1].running_mean, before)
+        assert all(p.grad is None for p in (*inner.parameters(), *classifier.parameters()))
         return out
 
     classifier.train()
     loss, logits = OBJECTIVES["pgd-at"](classifier, images, labels, perturb=spy, seeds=torch.arange(4))
-    assert not any(seen[0]) and classifier.training
+    assert not any(map(any, seen)) and classifier.training
     loss.backward()
     assert all(p.grad is not None for p in classifier.parameters())
     assert logits.shape == (4, 10)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustcv.classifier import frozen
-from robustcv.training.objectives import Perturb, cross_entropy
+from robustcv.training.objectives import Perturb, cross_entropy, without_batch_norm
 
 
 class Agreement(nn.Module):
@@ -59,7 +59,7 @@ def trades(
     with frozen(classifier):
         with torch.no_grad():
             probabilities = classifier(images).softmax(1)
-        agreement = Agreement(classifier, probabilities)
+        agreement = Agreement(without_batch_norm(classifier, images), probabilities)
         away = perturb(agreement, images, torch.zeros_like(labels), seeds=seeds).detach()
     both = classifier(torch.cat([images, away]))  # one pass: batch norm sees clean and attacked images together
     clean, shifted = both.chunk(2)
