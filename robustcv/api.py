@@ -656,11 +656,14 @@ def _run(
     }
     kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
-        places = ("device", "data_dir", "trials", "storage")  # where and how long, not what
+        # where, how long, and what is made of the result: not what the work is
+        places = {"device", "data_dir"}
+        if verb in ("train", "harden", "tune"):
+            places |= {"trials", "storage", "effort", "n", "audits", "export"}
         scientific = {name: value for name, value in kept.items() if name not in places}
         key = runs.fingerprint(verb, shown, scientific)
         state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
-        if resume and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
+        if resume and verb != "tune" and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
             from robustcv import report
 
@@ -681,11 +684,12 @@ def _run(
 def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any]) -> None:
     """Refuse to hand out a finished run as that of another model."""
     record = runs.load(folder)
-    if record.verb not in ("audit", "explain") or record.model is None:
+    if record.verb not in ("audit", "explain", "harden") or record.model is None:
         return
     from robustcv.models import checkpoint, load
 
-    if checkpoint.sha256_of(load(classifier, options.get("weights")).classifier) != record.model.sha256:
+    known = record.training.begun_with if record.verb == "harden" and record.training else record.model.sha256
+    if checkpoint.sha256_of(load(classifier, options.get("weights")).classifier) != known:
         raise UserError(
             "RCV-E021",
             f"{folder} holds the finished run of another model",
@@ -704,13 +708,14 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("cases", 0),
         ("steps", 1),
         ("eot", 1),
-        ("minutes", 0),
+        ("minutes", 1e-6),
+        ("seed", 0),
         ("patience", 1),
         ("trials", 1),
         ("frozen_epochs", 0),
     ):
         value = options.get(name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise UserError(
                 "RCV-E006", f"--{name.replace('_', '-')} {value} is below {least}", "nothing would be done", "raise it"
             )

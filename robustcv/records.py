@@ -171,6 +171,7 @@ class Training(_Frozen):
     selected_by: str
     attack: str | None = Field(default=None, description="what the validation split was attacked with")
     stopped: str | None = Field(default=None, description="why training ended before its last epoch")
+    begun_with: str | None = Field(default=None, description="SHA-256 of the weights before the first step")
 
 
 class Model(_Frozen):

@@ -116,8 +116,9 @@ def save(classifier: nn.Module) -> Path:
 
 
 def test_training_begins_with_weights_of_a_run_or_a_file(trained: Path, tmp_path: Path) -> None:
-    weights, names, _ = source_weights(str(trained), "small_cnn")
-    assert names == tuple("0123456789") and "network.0.weight" in weights
+    source = source_weights(str(trained), "small_cnn")
+    weights = source.weights
+    assert source.class_names == tuple("0123456789") and "network.0.weight" in weights
     with pytest.raises(UserError, match="not a resnet18"):
         source_weights(str(trained), "resnet18")
     shapes = {"images": "shapes:32", "init": str(trained), "epochs": 1, "frozen_epochs": 1, "quiet": True}
@@ -209,3 +210,110 @@ def test_published_networks_are_hardened_by_name(tmp_path: Path) -> None:
     assert described["architecture"] == "shufflenet_v2_x0_5" and described["options"]["input_size"] == 224
     loaded = models.load(tmp_path / "harden").classifier
     assert checkpoint.sha256_of(loaded) == checkpoint.sha256_of(run.classifier) and loaded.size == (224, 224)
+
+
+def test_hardening_raises_no_check_of_its_own(trained: Path) -> None:
+    run = rc.harden(str(trained), **FAST)
+    assert run.verdict == "NO GATE" and not run.classifier.training
+    assert [check.check for check in run.comparison.b.preflight if check.status == "raised"] == []
+
+
+def test_a_run_is_begun_again_only_with_the_same_model(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    modules = [rc.load_classifier(str(trained)), build("small_cnn", classes=10, size=32)]
+    rc.harden(modules[0], "digits", **{**FAST, "audits": False}, out=tmp_path / "harden")
+    with pytest.raises(UserError, match="finished run of another model"):
+        rc.harden(modules[1], "digits", **{**FAST, "audits": False}, out=tmp_path / "harden", resume=True)
+
+
+def test_mistakes_are_told_before_training(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    import robustcv.verbs.train as verb
+
+    monkeypatch.setattr(verb, "fit", lambda *_, **__: pytest.fail("training began"))
+    images, labels = torch.rand(30, 3, 32, 32), torch.arange(30) % 3
+    for call, message in (
+        (lambda: rc.harden(str(trained), effort="quik", **FAST), "effort"),
+        (lambda: rc.harden(str(trained), "digits", objective="standard", eps=0, **FAST), "outside"),
+        (lambda: rc.train(images, labels * 0, quiet=True), "of one class"),
+        (lambda: rc.train(images, labels * 0 + 2, quiet=True), "of one class"),
+        (lambda: rc.train(images, labels, model="cifar_resnet20", batch_size=1, quiet=True), "batch of 1 is too small"),
+        (lambda: rc.train(images, labels, learning_rate=-1.0, quiet=True), "is no rate"),
+        (lambda: rc.train(images, labels, learning_rate=float("nan"), quiet=True), "is no rate"),
+        (lambda: rc.train(images, labels, minutes=0, quiet=True), "minutes"),
+        (lambda: rc.train(images, labels, seed=-1, quiet=True), "seed"),
+        (lambda: rc.train(images, labels, device="cuda:7", quiet=True), "cannot be used"),
+        (lambda: rc.harden(str(trained), eps=["8/255", "16/255"], **FAST), "2 eps were given"),
+        (lambda: rc.train(images, labels, objective="nuat", eps_warmup=0.5, quiet=True), "would do nothing"),
+        (lambda: rc.harden(nn.Flatten(), images, labels, quiet=True), "gives|parameters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_layers_too_small_for_batch_norm_and_tied_weights(tmp_path: Path) -> None:
+    images, labels = torch.rand(30, 3, 20, 20), torch.arange(30) % 3
+    with pytest.raises(UserError, match="no variance"):
+        rc.train(images, labels, model="cifar_resnet18,instance", resize=8, epochs=1, quiet=True)
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(1200, 1200), nn.Linear(1200, 3)
+            self.second = nn.Linear(1200, 1200)
+            self.second.weight = self.first.weight
+
+        def forward(self, pixels):
+            return self.head(self.second(self.first(pixels.flatten(1)).relu()).relu())
+
+    model = Tied().requires_grad_(False)  # frozen for inference
+    run = rc.harden(model, images, labels, **{**FAST, "eps": "1/255"}, out=tmp_path / "tied")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert run.record.model.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_dropout_repeats_and_resumes(tmp_path: Path) -> None:
+    from robustcv.training import OBJECTIVES, Recipe, fit
+
+    images = rc.load_images("digits", split="train", n=40)
+    weights, states = [], []
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 20), nn.Dropout(0.5), nn.Linear(20, 10))
+
+    for start in (None, 0):
+        torch.manual_seed(17 if start is None else 99)  # whoever used the global generator before
+        model = network()
+        torch.rand(5 if start is None else 8)
+        state, recipe = (None if start is None else states[0]), Recipe(epochs=3, batch_size=10)
+        fit(model, images, images, objective=OBJECTIVES["standard"], recipe=recipe, state=state,
+            save_state=lambda s: states.append(copy.deepcopy(s)))  # fmt: skip
+        weights.append(model[1].weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_weights_from_a_run_keep_what_it_held_out(trained: Path, tmp_path: Path) -> None:
+    made = json.loads((trained / "model.json").read_text())["data"]
+    rc.train("digits", init=str(trained), seed=5, epochs=1, out=tmp_path / "more", quiet=True)
+    more = json.loads((tmp_path / "more" / "model.json").read_text())["data"]
+    assert more["train_sha256"] == made["train_sha256"] and more["split_seed"] == made["split_seed"]
+
+
+def test_a_head_of_other_classes_is_made_new_though_it_has_the_same_size() -> None:
+    torch.manual_seed(0)
+    old, new = build("resnet18", classes=3, size=32), build("resnet18", classes=3, size=32)
+    copied = begin_with(
+        new, old.state_dict(), "run", classes_there=("cat", "dog", "owl"), classes_here=("owl", "car", "bus")
+    )
+    assert copied == 1 and torch.equal(new.network.fc.weight[0], old.network.fc.weight[2])
+    assert not torch.equal(new.network.fc.weight[1], old.network.fc.weight[1])
+
+
+def test_runs_that_spell_eps_differently_are_compared(trained: Path, tmp_path: Path) -> None:
+    for name, eps in (("a", "8/255"), ("b", "0.0313725")):
+        rc.audit(
+            str(trained), "digits", n=30, eps=eps, sweep=False, explain=(), cases=0, out=tmp_path / name, quiet=True
+        )
+    pairs = rc.compare(tmp_path / "a", tmp_path / "b").comparison.paired
+    robust = next(pair for pair in pairs if pair.name == "robust_accuracy")
+    count = runs.load(tmp_path / "a").metric("robust_accuracy", attack=None).count
+    assert robust.both + robust.only_a == count

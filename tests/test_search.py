@@ -106,3 +106,20 @@ def test_mistakes_are_told_before_any_work() -> None:
     ):
         with pytest.raises(UserError, match=message):
             rc.tune("digits", **{**QUICK, **changed})
+
+
+def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    open_study(storage, 0, identity="digits")
+    open_study(storage, 0, identity="digits")
+    with pytest.raises(UserError, match="searches for something else"):
+        open_study(storage, 0, identity="shapes")
+
+
+@pytest.mark.slow
+def test_mixed_objectives_are_judged_by_one_attack_and_more_trials_can_follow(tmp_path: Path) -> None:
+    common = {"epochs": 1, "objective": ["standard", "pgd-at"], "steps": 1, "quiet": True, "out": tmp_path / "tune"}
+    rc.tune("digits", trials=2, **common)
+    run = rc.tune("digits", trials=4, resume=True, **common)
+    assert len(run.tuning.trials) == 4
+    assert all(each.robust is not None for each in run.tuning.trials if each.state == "finished")

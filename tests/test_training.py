@@ -109,7 +109,6 @@ def test_attack_passes_compute_no_weight_gradients_and_leave_batch_norm_alone() 
         seen.append([p.requires_grad for p in classifier.parameters()] + [m.training for m in classifier.modules()])
         before = classifier.network[1].running_mean.clone()
         assert torch.allclose(inner(x), classifier(x), atol=1e-4)  # the same function, batch norm folded
-        assert inner is not classifier
         out = ATTACKS["pgd"](inner, x, y, eps=0.02, steps=2, seeds=seeds, keep="last")
         assert torch.equal(classifier.network[1].running_mean, before)
         assert all(p.grad is None for p in (*inner.parameters(), *classifier.parameters()))

@@ -18,7 +18,7 @@ def to_bytes(module: nn.Module) -> bytes:
     """Serialise a module's parameters and buffers as safetensors."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()})
 
 
 def sha256_of(module: nn.Module) -> str:

@@ -66,8 +66,30 @@ class OnnxClassifier(nn.Module):
         for start in range(0, len(given), step):
             part = given[start : start + step]
             filled = np.pad(part, [(0, (self._at_once or len(part)) - len(part)), (0, 0), (0, 0), (0, 0)])
-            parts.append(self._session.run(None, {self._input.name: filled})[0][: len(part)])
+            try:
+                found = self._session.run(None, {self._input.name: filled})[0]
+            except Exception as error:  # onnxruntime's own classes; callers expect what a module would raise
+                raise RuntimeError(str(error).splitlines()[0]) from error
+            parts.append(found[: len(part)])
         return torch.from_numpy(np.concatenate(parts)).to(images)
+
+
+def require() -> None:
+    """Check that what exporting needs is installed.
+
+    Raises
+    ------
+    UserError
+        If it is not.
+    """
+    _runtime()
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "RCV-E068", "onnx is not installed", "files are written by it", 'pip install "robustcv[onnx]"'
+        ) from error
 
 
 def _runtime() -> Any:
@@ -112,7 +134,7 @@ def export(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> tuple[byt
     UserError
         If onnx is not installed, the classifier cannot be exported, or its logits differ by more than 1e-4.
     """
-    _runtime()
+    require()
     device = next(classifier.parameters()).device
     with frozen(classifier), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -131,11 +131,12 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
     classes = _classes_in(found, torchvision.models.get_model(name, weights=None), name)
     wanted = entry.transforms()
     mean, std = wanted.mean, wanted.std
-    if weights is None and name in ("inception_v3", "googlenet"):  # ported weights: torchvision normalises them again
+    if weights is None and name in PORTED:
         mean = std = [0.5] * 3
     return _published(name, found, classes, wanted.crop_size[0], mean, std, weights or name)
 
 
+PORTED = ("inception_v3", "googlenet")  # weights from another framework: torchvision normalises once more inside
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 

@@ -1,7 +1,9 @@
 """Beginning from weights that were trained for something else: the backbone is taken over, the head made new."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +12,25 @@ from robustcv.classifier import Classifier
 from robustcv.errors import UserError
 from robustcv.models import checkpoint
 from robustcv.models.published import import_timm
-from robustcv.models.sources import head_of
+from robustcv.models.sources import PORTED, head_of
 
 PUBLISHED = "published"
 
 
-def source_weights(init: str, architecture: str) -> tuple[dict[str, Tensor], tuple[str, ...], int | None]:
-    """Read the weights to begin with: names to tensors, the classes they know, and the image size they were made for.
+@dataclass(frozen=True)
+class Source:
+    """Weights to begin with, and what is known about them."""
+
+    weights: dict[str, Tensor]
+    class_names: tuple[str, ...] = ()
+    input_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def source_weights(init: str, architecture: str) -> Source:
+    """Read the weights to begin with.
 
     Parameters
     ----------
@@ -34,7 +48,7 @@ def source_weights(init: str, architecture: str) -> tuple[dict[str, Tensor], tup
         return _published(architecture)
     folder = Path(init).expanduser()
     if not folder.is_dir():
-        return checkpoint.load_weights(folder), (), None
+        return Source(checkpoint.load_weights(folder))
     described = checkpoint.read_description(folder / "model.json")
     if described["architecture"] != architecture:
         raise UserError(
@@ -43,21 +57,30 @@ def source_weights(init: str, architecture: str) -> tuple[dict[str, Tensor], tup
             "the weights of one network mean nothing in another",
             f"add --model {described['architecture']}",
         )
-    weights = checkpoint.load_weights(folder / "model.safetensors")
-    return weights, tuple(described["class_names"]), described["options"].get("input_size")
+    normalisation = described["normalisation"]
+    return Source(
+        checkpoint.load_weights(folder / "model.safetensors"),
+        tuple(described["class_names"]),
+        described["options"].get("input_size"),
+        normalisation["mean"],
+        normalisation["std"],
+        described.get("data", {}),
+    )
 
 
-def _published(architecture: str) -> tuple[dict[str, Tensor], tuple[str, ...], int | None]:
+def _published(architecture: str) -> Source:
     try:
         if architecture.startswith("timm:"):
             timm = import_timm()
             network = timm.create_model(architecture.removeprefix("timm:"), pretrained=True)
-            return network.state_dict(), (), timm.data.resolve_model_data_config(network)["input_size"][1]
+            return Source(network.state_dict(), (), timm.data.resolve_model_data_config(network)["input_size"][1])
         import torchvision
 
         entry = torchvision.models.get_model_weights(architecture).DEFAULT
         weights = entry.get_state_dict(progress=False, check_hash=True)
-        return dict(weights), tuple(entry.meta["categories"]), int(entry.transforms().crop_size[0])
+        ported = [0.5] * 3 if architecture in PORTED else None
+        size = int(entry.transforms().crop_size[0])
+        return Source(dict(weights), tuple(entry.meta["categories"]), size, ported, ported)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             "RCV-E059",
@@ -105,7 +128,8 @@ def begin_with(
     head = head_of(inner)
     keys = [key for key in (f"{head}.weight", f"{head}.bias") if key in own]
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(("AuxLogits.", "aux1.", "aux2."))}
-    if all(key in kept and kept[key].shape == own[key].shape for key in keys):
+    same = not classes_there or tuple(classes_there) == tuple(classes_here)
+    if same and all(key in kept and kept[key].shape == own[key].shape for key in keys):
         checkpoint.fill(inner, kept, source)
         return len(own[keys[0]])
     theirs = {key: kept.pop(key) for key in keys if key in kept}

@@ -144,7 +144,7 @@ def fit(
         except Diverged as error:
             if not run.best.weights:
                 raise
-            stopped = str(error)
+            stopped = f"{error}; try a lower --learning-rate"
             break
         run.accept(result)
         save_state(run.state())
@@ -153,6 +153,7 @@ def fit(
         classifier.load_state_dict(run.best.weights)
     for parameter in classifier.parameters():
         parameter.requires_grad_(True)
+    classifier.eval()
     return Fitted(run.history, run.best.epoch, stopped)
 
 
@@ -234,8 +235,10 @@ class _Run:
         result = self._attempt(epoch, start)
         if self.guard is None or before is None or result.validation_robust is None:
             return result
-        quick = self._count_right(self.guard.quick)
-        if not self.guard.collapsed(quick, result.validation_robust, len(self.validation)):
+        quick, robust = self._count_right(self.guard.quick), result.validation_robust
+        if self.judged is not self.classifier:  # an average shows a collapse of the weights only epochs later
+            robust = self._count_right(self.validate_with)
+        if not self.guard.collapsed(quick, robust, len(self.validation)):
             return result
         self._weights_from(before)
         kept = self.attack_at, self.objective
@@ -248,7 +251,8 @@ class _Run:
         return replace(result, recovered=True)
 
     def _attempt(self, epoch: int, start: float) -> EpochResult:
-        loss, correct, n = self._train_epoch(epoch, start)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            loss, correct, n = self._train_epoch(epoch, start)
         return self._validated(epoch + 1, loss, correct, n, start)
 
     def _validated(self, epoch: int, loss: float, correct: int, n: int, start: float) -> EpochResult:
@@ -268,14 +272,15 @@ class _Run:
             seconds=seconds,
         )
 
-    def _count_right(self, attack: Perturb) -> int:
-        _, robust = _validate(self.judged, self.validation, self.recipe.batch_size, self.device, attack)
+    def _count_right(self, attack: Perturb | None) -> int:
+        _, robust = _validate(self.classifier, self.validation, self.recipe.batch_size, self.device, attack)
         return robust or 0
 
     def _train_epoch(self, epoch: int, start: float) -> tuple[float, int, int]:
         """Go over the training images once; gives mean loss, right answers on the batches as trained on, and n."""
         recipe, classifier = self.recipe, self.classifier
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        torch.manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank())  # what dropout draws from
         classifier.train()
         if recipe.layers is not None:
             recipe.layers.hold(epoch)
@@ -290,7 +295,7 @@ class _Run:
             progress = self._progress(epoch, done, start)
             if progress >= 1 and done:
                 break
-            if whole == 1 and self.couples and done:
+            if whole == 1 and self.couples and recipe.batch_size > 1 and done:
                 continue  # batch norm has no variance of one image; another is left over in the next epoch
             self._set_rate(progress)
             seeds = torch.randint(-(1 << 62), 1 << 62, (whole,), generator=generator)
@@ -433,7 +438,8 @@ def _copied(value: Any) -> Any:
 
 
 def _require_finite(loss_sum: Tensor, epoch: int) -> None:
-    if not math.isfinite(float(loss_sum)):
+    """Stop in all processes where the loss of one is no number; the others would wait for it."""
+    if not math.isfinite(processes.summed([float(loss_sum)])[0]):
         raise Diverged(f"the loss was not a number in epoch {epoch + 1}")
 
 
@@ -449,7 +455,7 @@ def _validate(
     classifier: nn.Module, validation: Batches, batch_size: int, device: torch.device, attack: Perturb | None
 ) -> tuple[int, int | None]:
     """Count right answers on the validation split, clean and (with an attack) attacked."""
-    right = robust = 0
+    right = robust = finite = 0
     parts = torch.arange(len(validation)).split(batch_size)
     mine = parts[processes.rank() :: processes.size()]
     with frozen(classifier):
@@ -458,12 +464,17 @@ def _validate(
             images = images.to(device).contiguous(memory_format=torch.channels_last)
             labels = labels.to(device)
             with torch.no_grad():
-                clean = classifier(images).argmax(1) == labels
+                logits = classifier(images)
+                clean = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+            finite += int(logits.isfinite().all(1).sum())
             right += int(clean.sum())
             if attack is not None and clean.any():
                 seeds = rows.to(device)[clean]  # an image's own, whoever is right
                 attacked = attack(classifier, images[clean], labels[clean], seeds=seeds)
                 with torch.no_grad():
-                    robust += int((classifier(attacked).argmax(1) == labels[clean]).sum())
-    right, robust = (round(total) for total in processes.summed([right, robust]))
+                    logits = classifier(attacked)
+                robust += int(((logits.argmax(1) == labels[clean]) & logits.isfinite().all(1)).sum())
+    right, robust, finite = (round(total) for total in processes.summed([right, robust, finite]))
+    if finite == 0:
+        raise Diverged("every validation image has logits that are no numbers")
     return right, None if attack is None else robust

@@ -1,5 +1,6 @@
 """Search for good training options with Optuna: a study in a database, that processes and machines can share."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,15 @@ class Trial:
     seconds: float
 
 
-def open_study(storage: str | None, seed: int) -> Any:
+def open_study(storage: str | None, seed: int, *, identity: str = "", shared: bool = False) -> Any:
     """Open the study in a database (created where there is none), or a new one in memory.
+
+    Parameters
+    ----------
+    identity
+        What makes trials comparable; a study of another identity is refused.
+    shared
+        Others may draw at the same moment, and must draw something else.
 
     Raises
     ------
@@ -76,7 +84,17 @@ def open_study(storage: str | None, seed: int) -> Any:
                 "check --storage: sqlite:///FILE.db, or the address of a database that every process can reach",
             ) from error
     # a process that joins or resumes must not draw what another drew before it
-    study.sampler = optuna.samplers.TPESampler(seed=seed + 1009 * len(study.trials), n_startup_trials=6)
+    others = os.getpid() if shared else 0
+    sampler_seed = (seed + 1009 * len(study.trials) + 7919 * others) % 2**32
+    study.sampler = optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=6)
+    if study.user_attrs.setdefault("identity", identity) != identity:
+        raise UserError(
+            "RCV-E096",
+            f"the study at {storage} searches for something else",
+            "its data, network, objectives or threat model are others, so its trials cannot be compared with these",
+            "name another --storage",
+        )
+    study.set_user_attr("identity", identity)
     return study
 
 

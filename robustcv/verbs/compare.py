@@ -1,5 +1,6 @@
 """compare: two audits of the same images, image by image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,12 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
     if len(rows_a) == 0:
         raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
     pairs = [_paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
-    if _threat(record_a) != _threat(record_b):
+    (norm_a, eps_a), (norm_b, eps_b) = _threat(record_a), _threat(record_b)
+    if norm_a != norm_b or not _equal(eps_a, eps_b):
         raise UserError(
             "RCV-E085",
             f"{run_a.name} and {run_b.name} answer to different threat models",
-            f"{_threat(record_a)} against {_threat(record_b)}: their robust accuracies mean different things",
+            f"{norm_a} {eps_a:.6g} against {norm_b} {eps_b:.6g}: their robust accuracies mean different things",
             "audit both with the same --norm and --eps",
         )
     same_plan = _plan(record_a) == _plan(record_b)
@@ -73,9 +75,9 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
             "a difference between models would be mixed with a difference between attacks",
             "audit both with the same --effort, --attacks and --set; --force compares the worst cases as they are",
         )
-    for norm, eps in _common_threats(record_a, record_b):
-        stands = [_stands(verdicts, norm, eps)[rows] for verdicts, rows in ((verdicts_a, rows_a), (verdicts_b, rows_b))]
-        pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=eps))
+    for norm, mine, other in _common_threats(record_a, record_b):
+        stands = [_stands(verdicts_a, norm, mine)[rows_a], _stands(verdicts_b, norm, other)[rows_b]]
+        pairs.append(_paired("robust_accuracy", *stands, norm=norm, eps=other))
     label_a, label_b = names or _names(run_a, run_b)
     raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.checks)
     files: dict[str, bytes] = {}
@@ -122,16 +124,19 @@ def _keys(verdicts: runs.Arrays) -> list[tuple[bytes, int]]:
     return [(row.tobytes(), int(label)) for row, label in zip(verdicts["hash"], verdicts["label"], strict=True)]
 
 
-def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float]]:
-    """List the threat models (norm, eps) that both runs attacked under."""
-    sets = [{(each.norm, each.eps) for each in record.attacks} for record in (a, b)]
-    return sorted(sets[0] & sets[1])
+def _common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float, float]]:
+    """List the threat models that both runs attacked under: norm, and eps as each wrote it (8/255, 0.03137)."""
+    left, right = (sorted({(each.norm, each.eps) for each in record.attacks}) for record in (a, b))
+    return [(norm, eps, other) for norm, eps in left for same, other in right if norm == same and _equal(eps, other)]
 
 
-def _threat(record: records.Record) -> str:
-    """Name the headline's threat model."""
-    norm = next((each.norm for each in record.attacks), "none")
-    return f"{norm} {record.headline_eps:.6g}"
+def _equal(eps: float, other: float) -> bool:
+    return math.isclose(eps, other, rel_tol=1e-4)
+
+
+def _threat(record: records.Record) -> tuple[str, float]:
+    """Give the headline's threat model."""
+    return next((each.norm for each in record.attacks), "none"), record.headline_eps or 0.0
 
 
 def _plan(record: records.Record) -> list[str]:

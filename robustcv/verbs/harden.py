@@ -60,15 +60,20 @@ def harden(
     device = device_of(loaded, options["device"])
     loaded = _described(loaded, sets.train)
     require_same_number(number_of_classes(loaded.classifier, sets.train, device), len(sets.train.class_names))
-    before = copy.deepcopy(loaded.classifier)  # a module from Python is left as it was found, and audited so
-    hardened = replace(loaded, classifier=copy.deepcopy(before)) if loaded.source == FROM_PYTHON else loaded
+    _require_something_to_learn(loaded.classifier)
+    own = loaded.source == FROM_PYTHON  # a module from Python is left as it was found
+    hardened = replace(loaded, classifier=copy.deepcopy(loaded.classifier)) if own else loaded
+    if own:
+        hardened.classifier.requires_grad_(True)
+    audits = options["audits"] and sets.test is not None
+    if options["audits"] and not audits:
+        progress.say("these images have no test split, so nothing is audited before and after")
+    before = _audited("before", loaded.classifier, sets, options, out, progress) if audits else None
     result = run_training("harden", hardened, sets, options, device, state, progress, clock, begun=True)
-    if not options["audits"] or sets.test is None:
+    if before is None or result.classifier is None:
         return result
-    assert result.classifier is not None
-    sides = {"before": before, "after": result.classifier}
-    pair = [_audited(name, each, loaded, sets, options, out, progress) for name, each in sides.items()]
-    compared = compare(pair[0], pair[1], names=("before", "after"), force=True)
+    after = _audited("after", result.classifier, sets, options, out, progress)
+    compared = compare(before, after, names=("before", "after"), force=True)
     record = result.record.model_copy(
         update={
             "comparison": compared.record.comparison,
@@ -78,6 +83,13 @@ def harden(
         }
     )
     return Result(record, {**result.files, **compared.files}, result.classifier)
+
+
+def _require_something_to_learn(classifier: nn.Module) -> None:
+    if next(classifier.parameters(), None) is None:
+        raise UserError(
+            "RCV-E074", "the model has no parameters", "hardening moves its weights", "harden a model with weights"
+        )
 
 
 def _described(loaded: Loaded, images: Images) -> Loaded:
@@ -104,7 +116,6 @@ def _described(loaded: Loaded, images: Images) -> Loaded:
 def _audited(
     name: str,
     classifier: nn.Module,
-    loaded: Loaded,
     sets: TrainingSets,
     options: Mapping[str, Any],
     out: Path | str | None,
@@ -116,14 +127,18 @@ def _audited(
     wanted = {
         **AUDIT_DEFAULTS,
         **{key: options[key] for key in ("effort", "seed", "batch_size")},
-        "norm": threat.norm if threat else "linf",
-        "eps": threat.size if threat else "8/255",
+        "norm": threat.norm if threat else options["norm"],
+        "eps": threat.size if threat else options["eps"],
         "n": min(options["n"], len(sets.test)),
     }
     progress.say(f"audit {name} hardening")
     folder = None if out is None else Path(out) / name
     key = runs.fingerprint("audit", name, wanted)
     kept = runs.State(None)
+    if folder is not None and (folder / "report.json").exists():  # from before an interruption
+        found_before = Saved.read(folder)
+        if runs.State(folder / "state").load("fingerprint") == key.encode():
+            return found_before
     if folder is not None:
         place = folder
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))

@@ -71,6 +71,10 @@ def training_threats(options: Mapping[str, Any]) -> Training:
             )
         return Training(None, None, None, "nothing")
     threats = parse_threats(options)
+    if options.get("eps_warmup") and objective == "nuat":
+        raise UserError(
+            "RCV-E091", "nuat takes its step at the full eps", "--eps-warmup would do nothing", "leave it out"
+        )
     if objective in SINGLE_STEP and (len(threats) > 1 or threats[0].kind not in ("linf", "l2")):
         raise UserError(
             "RCV-E091",

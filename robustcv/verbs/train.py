@@ -21,7 +21,7 @@ from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import calibration, predict, proportion
 from robustcv.models import Loaded, build, checkpoint, onnx_file
 from robustcv.models.sources import head_of
-from robustcv.models.transfer import begin_with, source_weights
+from robustcv.models.transfer import Source, begin_with, source_weights
 from robustcv.runtime import Advance, Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
@@ -45,34 +45,37 @@ VALIDATION_SHARE = 0.1
 def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress) -> Result:
     """Train a new classifier; ``options`` are the keyword arguments of `robustcv.train`, all of them."""
     clock = Clock()
-    sets = TrainingSets(images, labels, options, progress, split_seed=options["seed"])
+    source = None if options["init"] is None else source_weights(options["init"], options["model"])
+    split_seed = options["seed"]
+    if source is not None and source.data.get("spec") == images and images is not None:
+        split_seed = source.data.get("split_seed", split_seed)  # what was held out then has never been learned from
+    sets = TrainingSets(images, labels, options, progress, split_seed=split_seed)
     device = pick_device(options["device"])
-    loaded = untrained(options, sets.train, progress)
+    loaded = untrained(options, sets.train, progress, source)
     begun = options["init"] is not None
     return run_training("train", loaded, sets, options, device, state, progress, clock, begun=begun)
 
 
-def untrained(options: Mapping[str, Any], images: Images, progress: Progress) -> Loaded:
-    """Build the classifier, with the weights to begin with where some are named."""
+def untrained(options: Mapping[str, Any], images: Images, progress: Progress, source: Source | None = None) -> Loaded:
+    """Build the classifier, with the weights to begin with where there are some."""
     channels, size, _ = images.shape
-    architecture, init, input_size = options["model"], options["init"], None
-    if init is not None:
-        weights, names, input_size = source_weights(init, architecture)
-    shape: dict[str, Any] = {
-        "classes": len(images.class_names),
-        "size": size,
-        "channels": channels,
-        "input_size": input_size,
-    }
+    architecture, init, classes = options["model"], options["init"], len(images.class_names)
+    shape: dict[str, Any] = {"classes": classes, "size": size, "channels": channels}
+    more: dict[str, Any] = {}
+    if source is not None:
+        shape["input_size"] = source.input_size
+        fits = source.mean is not None and len(source.mean) == channels
+        more = {"mean": source.mean, "std": source.std} if fits else {}
     torch_seed = torch.get_rng_state()
     torch.manual_seed(options["seed"])  # architectures draw their first weights from the global generator
     try:
-        classifier = build(architecture, **shape)
+        classifier = build(architecture, **shape, **more)
     finally:
         torch.set_rng_state(torch_seed)
-    if init is not None:
-        copied = begin_with(classifier, weights, init, classes_there=names, classes_here=images.class_names)
-        progress.say(f"begun with {init}; {copied} of {len(images.class_names)} classes of the head taken over")
+    if source is not None:
+        names = source.class_names
+        copied = begin_with(classifier, source.weights, init, classes_there=names, classes_here=images.class_names)
+        progress.say(f"begun with {init}; {copied} of {classes} classes of the head taken over")
     described = checkpoint.describe(
         architecture=architecture,
         options={key: value for key, value in shape.items() if value is not None},
@@ -80,8 +83,8 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress) ->
         mean=classifier.mean.flatten().tolist(),
         std=classifier.std.flatten().tolist(),
     )
-    source = architecture if init is None else f"{architecture}, begun with {init}"
-    return Loaded(classifier, source, architecture, described, images.class_names)
+    name = architecture if init is None else f"{architecture}, begun with {init}"
+    return Loaded(classifier, name, architecture, described, images.class_names)
 
 
 class TrainingSets:
@@ -114,6 +117,13 @@ class TrainingSets:
         else:
             rows, held_out = split_rows(whole.labels, VALIDATION_SHARE, split_seed)
             self.train, self.validation = whole.take(rows), whole.take(held_out)
+        if len(self.train.labels.unique()) < 2:
+            raise UserError(
+                "RCV-E099",
+                f"all {len(self.train)} training images are of one class",
+                "there is nothing to tell apart",
+                "give images of two classes or more",
+            )
         _, height, width = self.train.shape
         if height != width and not any_shape:
             raise UserError(
@@ -150,7 +160,9 @@ def run_training(
     classifier.to(device).to(memory_format=torch.channels_last)
     threats = training_threats(options)
     names = default_augment(sets.train, options["augment"])
-    state.require_same("inputs", runs.fingerprint(*(identity(part) for part in (sets.train, sets.validation))))
+    begun_with = checkpoint.sha256_of(classifier)
+    parts = (identity(part) for part in (sets.train, sets.validation))
+    state.require_same("inputs", runs.fingerprint(*parts, begun_with))
     progress.say(
         f"{options['objective']} on {len(sets.train):,} images, {len(sets.validation):,} held out for validation"
     )
@@ -158,7 +170,8 @@ def run_training(
     training = records.Training(
         objective=options["objective"],
         options={
-            **{name: options[name] for name in TRAINING_OPTIONS},
+            **{name: options[name] for name in (*TRAINING_OPTIONS, "set")},
+            **{name: options[name] for name in LAYER_OPTIONS if name in options},
             **({name: options[name] for name in ATTACK_OPTIONS} if threats.validate_with else {}),
             "augment": list(names),
             "data": sets.train.name,
@@ -168,6 +181,7 @@ def run_training(
         selected_by=f"{'robust ' if threats.validate_with else ''}accuracy on the validation split",
         attack=threats.described if threats.validate_with else None,
         stopped=fitted.stopped,
+        begun_with=begun_with,
     )
     weights = checkpoint.to_bytes(classifier)
     described = {
@@ -220,6 +234,7 @@ TRAINING_OPTIONS = (
     "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "mix", "label_smoothing",
     "average", "precision", "minutes", "patience", "seed",
 )  # fmt: skip
+LAYER_OPTIONS = ("init", "backbone_rate", "frozen_epochs", "gradual")
 ATTACK_OPTIONS = ("eps", "norm", "steps", "against", "eps_warmup", "awp")
 
 
@@ -271,6 +286,15 @@ def _fit(
 
         try:
             return fit_once(classifier, sets, options, save, threats=threats, begun=begun, state=done, advance=advance)
+        except ValueError as error:
+            if "more than 1 " not in str(error):
+                raise
+            raise UserError(
+                "RCV-E098",
+                "normalisation has one value to work on, and so no variance",
+                str(error)[:160],
+                "use --batch-size 2 or more, or larger images (--resize)",
+            ) from error
         except Diverged as error:
             raise UserError(
                 "RCV-E075",
@@ -299,6 +323,14 @@ def fit_once(
         If the loss is no number in the first epoch.
     """
     name = options["objective"]
+    couples = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules())
+    if options["batch_size"] < (2 if couples else 1) * processes.size():
+        raise UserError(
+            "RCV-E098",
+            f"a batch of {options['batch_size']} is too small for this network and {processes.size()} processes",
+            "batch norm needs two images to have a variance" if couples else "every process needs an image",
+            f"use --batch-size {2 * processes.size()} or more",
+        )
     threats = threats or training_threats(options)
     given = parse_options(options["set"], OBJECTIVES)
     _refuse_unused(given, name)
@@ -369,6 +401,7 @@ def check_training_options(options: Mapping[str, Any]) -> None:
     for form in options.get("export", ()):
         if form not in EXPORTS:
             raise unknown_name("form of export", form, EXPORTS)
+        onnx_file.require()
     for name, low, high in (("label_smoothing", 0, 0.99), ("eps_warmup", 0, 1), ("awp", 0, 1), ("backbone_rate", 0, 1)):
         if not low <= options.get(name, low) <= high:
             raise UserError(
@@ -377,6 +410,15 @@ def check_training_options(options: Mapping[str, Any]) -> None:
                 "it is a share",
                 f"use a number from {low} to {high}",
             )
+    for name in ("learning_rate", "weight_decay"):
+        if not (0 <= options[name] < float("inf")):
+            raise UserError(
+                "RCV-E006", f"--{name.replace('_', '-')} {options[name]} is no rate", "it is 0 or more", "raise it"
+            )
+    if isinstance(options["eps"], list | tuple) and len(options["eps"]) > 1:
+        raise UserError(
+            "RCV-E003", f"{len(options['eps'])} eps were given", "training is against one", "--eps 8/255, or --against"
+        )
     training_threats(options)
 
 

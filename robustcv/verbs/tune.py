@@ -1,6 +1,7 @@
 """tune: search for training options, and show the trade-off between clean and robust accuracy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from robustcv.errors import UserError, unknown_name
 from robustcv.runtime import Progress, pick_device
 from robustcv.training import OBJECTIVES, Diverged
 from robustcv.training.search import Report, Scores, finished, front, open_study, search, suggest
-from robustcv.verbs.prepare import Clock, Result, describe_data, version
+from robustcv.verbs.prepare import Clock, Result, describe_data, identity, version
 from robustcv.verbs.threats import training_threats
 from robustcv.verbs.train import TrainingSets, default_augment, fit_once, untrained
 
@@ -31,7 +32,12 @@ def tune(
     sets = TrainingSets(images, labels, options, progress, split_seed=options["seed"])
     device = pick_device(options["device"])
     own = "+".join(default_augment(sets.train, None))
-    study = open_study(options["storage"] or _beside(state), options["seed"])
+    fixed = ("model", "epochs", "eps", "norm", "steps", "batch_size", "resize")
+    key = runs.fingerprint(identity(sets.train), {name: common[name] for name in fixed}, objectives)
+    shared = options["storage"] is not None
+    study = open_study(options["storage"] or _beside(state), options["seed"], identity=key, shared=shared)
+    attacked = [name for name in objectives if name != "standard"]
+    judge = training_threats({**common, "objective": attacked[0]}).validate_with if attacked else None
     before = len(finished(study))
 
     def evaluate(drawn: dict[str, Any], report: Report) -> Scores:
@@ -43,7 +49,8 @@ def tune(
             last = content["history"][-1]
             report(last["epoch"], _scores(last).value)
 
-        fitted = fit_once(loaded.classifier, sets, made, after)
+        threats = replace(training_threats(made), validate_with=judge)  # one attack judges all, standard ones too
+        fitted = fit_once(loaded.classifier, sets, made, after, threats=threats)
         if fitted.stopped and not fitted.epochs:
             raise Diverged(fitted.stopped)
         return _scores(vars(next(each for each in fitted.epochs if each.epoch == fitted.selected_epoch)))
@@ -71,7 +78,7 @@ def tune(
         validation_n=len(sets.validation),
         shared=bool(options["storage"]),
     )
-    shown = {name: common[name] for name in ("model", "epochs", "eps", "norm", "steps", "seed", "batch_size")}
+    shown = {name: common[name] for name in (*fixed, "seed", "skip_bad", "data_dir")}
     toml = runs.to_toml({**shown, "data": sets.spec, **chosen.options}, list(chosen.options))
     record = records.Record(
         verb="tune",
