@@ -90,7 +90,7 @@ def test_two_processes_work_on_one_study(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "robustcv.cli", "tune", "--data", "digits", "--trials", "4", "--epochs", "1",
                "--storage", storage, "-q"]  # fmt: skip
     working = [
-        subprocess.Popen([*command, "--seed", str(k), "-o", str(tmp_path / str(k))], stderr=subprocess.PIPE)
+        subprocess.Popen([*command, "-o", str(tmp_path / str(k))], stderr=subprocess.PIPE)
         for k in range(2)
     ]
     assert [each.wait(timeout=300) for each in working] == [0, 0], [each.stderr.read() for each in working]

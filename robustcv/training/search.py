@@ -44,13 +44,13 @@ class Trial:
     seconds: float
 
 
-def open_study(storage: str | None, seed: int, *, identity: str = "", shared: bool = False) -> Any:
+def open_study(storage: str | None, seed: int, *, identity: str | None = None, shared: bool = False) -> Any:
     """Open the study in a database (created where there is none), or a new one in memory.
 
     Parameters
     ----------
     identity
-        What makes trials comparable; a study of another identity is refused.
+        What makes trials comparable; a study of another identity is refused. None takes any.
     shared
         Others may draw at the same moment, and must draw something else.
 
@@ -87,14 +87,15 @@ def open_study(storage: str | None, seed: int, *, identity: str = "", shared: bo
     others = os.getpid() if shared else 0
     sampler_seed = (seed + 1009 * len(study.trials) + 7919 * others) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=6)
-    if study.user_attrs.setdefault("identity", identity) != identity:
+    if identity is not None and study.user_attrs.get("identity", identity) != identity:
         raise UserError(
             "RCV-E096",
             f"the study at {storage} searches for something else",
             "its data, network, objectives or threat model are others, so its trials cannot be compared with these",
             "name another --storage",
         )
-    study.set_user_attr("identity", identity)
+    if identity is not None:
+        study.set_user_attr("identity", identity)
     return study
 
 
