@@ -665,6 +665,8 @@ def _run(
         state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
         if resume and verb != "tune" and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
+            if not processes.is_first():
+                return Run(runs.load(out), runs.load_files(out))
             from robustcv import report
 
             report.write(out)

@@ -129,6 +129,12 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     if given.get("out") is None:
         slug = str(given.get("classifier") or given.get("model") or given.get("images") or "run")
         given["out"] = _common(runs.default_folder(verb.__name__, Path(slug).name.replace(":", "-")))
+    if devices < 1:
+        raise UserError("RCV-E006", f"--devices {devices} is below 1", "nothing would be done", "raise it")
+    if launch.one_of_several() and verb.__name__ not in SHARED:
+        raise UserError(
+            "RCV-E006", f"{verb.__name__} is no work to share", "torchrun started several", "run it without torchrun"
+        )
     if devices > 1 and not launch.one_of_several():
         return launch.start(_without_devices(_arguments, Path(given["out"])), devices, Path(given["out"]))
     for name in ("eps", "set", "fail_under"):
@@ -157,7 +163,7 @@ def _without_devices(arguments: Sequence[str], folder: Path) -> list[str]:
         if word.startswith("--devices="):
             del kept[place]
             break
-    named = any(word in ("-o", "--out") or word.startswith(("--out=", "-o=")) for word in kept)
+    named = any(word in ("-o", "--out") or word.startswith(("--out=", "-o")) for word in kept)
     return kept if named else [*kept, "-o", str(folder)]
 
 
@@ -315,7 +321,7 @@ def _run(arguments: Sequence[str]) -> int:
     except UserError as error:
         if os.environ.get("ROBUSTCV_DEBUG"):
             raise
-        if first:
+        if first or not _told_by_all(error):
             print(error, file=sys.stderr)
         return errors.BAD_INPUT
     except cyclopts.CycloptsError:
@@ -324,6 +330,11 @@ def _run(arguments: Sequence[str]) -> int:
         where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
         print(f"\ninterrupted{where}", file=sys.stderr)
         return errors.INTERRUPTED
+
+
+def _told_by_all(error: UserError) -> bool:
+    """Tell whether every process meets the same mistake: all but a file that only one of them reads."""
+    return error.code not in ("RCV-E048", "RCV-E049")
 
 
 def _joined() -> contextlib.AbstractContextManager[None]:

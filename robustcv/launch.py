@@ -1,6 +1,7 @@
 """Starting a command in several processes, by torchrun, and learning how it went."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,28 +30,29 @@ def start(arguments: Sequence[str], devices: int, folder: Path) -> int:
         left = Path(place) / "exit"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
                    "-m", "robustcv", *arguments]  # fmt: skip
-        environment = {**os.environ, EXIT_FILE: str(left), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
-        if not environment["OMP_NUM_THREADS"]:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // devices))
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // devices))
+        running = subprocess.Popen(command, env={**os.environ, EXIT_FILE: str(left), "OMP_NUM_THREADS": threads})
+        try:
+            code = running.wait()
+        except BaseException:  # interrupted: torchrun must end its processes, or they would go on alone
+            running.send_signal(signal.SIGTERM)
+            try:
+                running.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                running.kill()
+            raise
         if left.exists():
-            sys.stderr.write(_ours(done.stderr))
             return int(left.read_text())
-    sys.stderr.write(done.stderr[-4000:])
     print(
         f"a process was lost; what is done is saved: the same command with -o {folder} --resume goes on, with any "
         "number of processes",
         file=sys.stderr,
     )
-    return done.returncode or 1
-
-
-def _ours(text: str) -> str:
-    """Drop torchrun's own lines, which tell the user nothing."""
-    return "".join(line for line in text.splitlines(keepends=True) if "torch/distributed" not in line)
+    return code or 1
 
 
 def leave(code: int) -> None:
-    """Note the exit code for the process that started this one."""
-    if os.environ.get("RANK", "0") == "0" and (file := os.environ.get(EXIT_FILE)):
+    """Note the exit code for the process that started this one: the first one's, or that of any that failed."""
+    first = os.environ.get("RANK", "0") == "0"
+    if (first or code) and (file := os.environ.get(EXIT_FILE)):
         Path(file).write_text(str(code))

@@ -14,17 +14,20 @@ from robustcv.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-PATIENCE = datetime.timedelta(minutes=30)  # how long to wait for a process before it counts as lost
+PATIENCE = datetime.timedelta(days=7)  # a process that ends is noticed at once; one that works may take long
+
+
+_joined: list[bool] = []  # a group that somebody else made is none of ours
 
 
 def size() -> int:
     """Give the number of processes; 1 where nobody asked for more."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if _joined else 1
 
 
 def rank() -> int:
     """Give the number of this process, from 0."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if _joined else 0
 
 
 def is_first() -> bool:
@@ -40,13 +43,24 @@ def together() -> Iterator[None]:
         return
     cuda = torch.cuda.is_available()
     if cuda:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
+            raise UserError(
+                "RCV-E030",
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {torch.cuda.device_count()} GPUs",
+                "each process works on a GPU of its own",
+                "lower --devices, or hide the GPUs: CUDA_VISIBLE_DEVICES=",
+            )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    _joined.append(True)
     try:
         yield
     finally:
+        _joined.clear()
         distributed.destroy_process_group()
 
 

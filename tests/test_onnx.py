@@ -59,6 +59,15 @@ def test_what_a_black_box_cannot_do_is_refused(exported: Path, tmp_path: Path) -
         rc.explain(box, "digits", method="gradient_shap", n=2, quiet=True)
     with pytest.raises(UserError, match="no attack without gradients knows the norm l1"):
         rc.audit(box, "digits", norm="l1", eps=1, n=4, quiet=True)
+    for options, message in (
+        ({"attacks": ["pgd"]}, "pgd needs gradients"),
+        ({"also": ["patch"]}, "patch needs gradients"),
+        ({"set": ["apgd.steps=5"]}, "apgd does not run here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rc.audit(box, "digits", n=4, quiet=True, **options)
+    few = rc.audit(box, "digits", n=4, sweep=False, explain=(), set=["square.queries=5"], quiet=True)
+    assert few.attacks[0].options == {"queries": 5}
     with pytest.raises(UserError, match="hardening moves its weights"):
         rc.harden(box, "digits", quiet=True)
     (tmp_path / "bad.onnx").write_bytes(b"no model")

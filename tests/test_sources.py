@@ -15,6 +15,7 @@ from PIL import Image
 
 import robustcv as rc
 from robustcv.data import DATASETS, ImageStream, load
+from robustcv.data.hub import _Row
 from robustcv.data.shards import _paths
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
@@ -221,3 +222,72 @@ def test_progress_is_not_needed(tmp_path: Path) -> None:
     from robustcv.data.table import table
 
     assert len(table(as_table(tmp_path), progress=Progress(quiet=True))) == 12
+
+
+def test_nothing_is_lost_or_renumbered_without_a_word(tmp_path: Path) -> None:
+    import datasets
+
+    import robustcv.data.archives as archives
+
+    path = tmp_path / "twice.zip"
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for k in range(2):
+            archive.writestr("test/a/0.png", png(k))
+    with pytest.raises(UserError, match=r"test/a/0.png twice"):
+        archives.scan_zip(path)
+    folder = tmp_path / "bad"
+    for name, members, message in (
+        ("key", {"a.png": png(0), "a.jpg": png(1), "a.cls": b"0"}, "have one key"),
+        ("alone", {"a.png": png(0), "a.cls": b"0", "b.cls": b"1"}, "a label and no image"),
+        ("list", {"a.png": png(0), "a.json": b"[1]"}, "has no label"),
+        ("below", {"a.png": png(0), "a.cls": b"-1"}, "labels begin at 0"),
+    ):
+        (folder / name).mkdir(parents=True)
+        with tarfile.open(folder / name / "test-0.tar", "w") as archive:
+            for member, data in members.items():
+                add(archive, member, data)
+        with pytest.raises(UserError, match=message):
+            load(f"shards:{folder / name}")
+    both = folder / "both"
+    both.mkdir()
+    with tarfile.open(both / "test-0.tar", "w") as archive:
+        for k in range(2):
+            for member, data in {f"{k}.png": png(k), f"{k}.cls": str(k).encode(), f"{k}.json": b"{}"}.items():
+                add(archive, member, data)
+    assert load(f"shards:{both}").labels.tolist() == [0, 1]
+    for bad in ([-1, 0], [None, 0]):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        rows = [{"image": {"bytes": png(k), "path": None}, "label": label} for k, label in enumerate(bad)]
+        place = str(tmp_path / f"hub {bad}")
+        datasets.Dataset.from_list(rows, features=features).save_to_disk(place)
+        with pytest.raises(UserError, match=f"row 0: label {bad[0]}"):
+            load(f"hf:{place}")
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png(5))
+    named = [{"image": {"bytes": None, "path": str(outside)}}]  # as a crafted folder could
+    with pytest.raises(OSError, match="holds no image"):
+        _Row(named, 0, "image", local=True)()
+    assert _Row(named, 0, "image", local=False)() == png(5)
+
+
+def test_a_new_order_of_classes_is_not_read_from_the_cache(tmp_path: Path) -> None:
+    spec = as_shards(tmp_path)
+    first = load(spec)
+    (tmp_path / "shards" / "classes.txt").write_text("cat\nbee\nant\n")
+    again = load(spec)
+    assert first.class_names == CLASSES and again.class_names == ("cat", "bee", "ant")
+
+
+def test_images_outside_the_splits_and_emptied_classes_are_told(tmp_path: Path) -> None:
+    as_table(tmp_path)
+    table = tmp_path / "some.csv"
+    table.write_text("path,label,split\nfolder/test/ant/0.png,ant,test\nfolder/test/bee/0.png,bee,\n")
+    with pytest.raises(UserError, match="is in no split"):
+        load(str(table))
+    table.write_bytes("path,label\nfolder/test/ant/0.png,\xe4\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        load(str(table))
+    for k in range(4):
+        (tmp_path / "folder" / "test" / "bee" / f"{k}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no file of class 'bee' can be decoded"):
+        load(str(tmp_path / "folder"), skip_bad=True)

@@ -28,6 +28,12 @@ def scan_zip(source: Path) -> list[ImageFile]:
         raise UserError(
             "RCV-E043", f"{source} cannot be read as a zip archive", str(error), "make it again, or give a folder"
         ) from error
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(
+            "RCV-E043", f"{source} holds {twice} twice", "one of the two would be lost", "make the archive again"
+        )
     files = []
     for member in members:
         parts = tuple(part for part in PurePosixPath(member.filename).parts if part != ".")

@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +76,15 @@ def from_files(
     chosen, found = _choose_split(files, split, name)
     bad = 0
     if skip_bad:
+        present = {file.class_name for file in chosen}
         chosen, bad = _without_bad(chosen, resize, progress)
+        if emptied := sorted(present - {file.class_name for file in chosen}):
+            raise UserError(
+                "RCV-E042",
+                f"no file of class {emptied[0]!r} can be decoded",
+                "a class without images cannot be judged",
+                "repair its files, or remove the class",
+            )
     labels = torch.tensor([classes[file.class_name] for file in chosen])
     first = _decode(chosen[0], resize)
     if isinstance(first, UserError):
@@ -83,9 +93,9 @@ def from_files(
     shape = (int(c), int(h), int(w))
     dataset = _Decoded(chosen, labels.tolist(), resize, shape)
     if first.numel() * len(chosen) > memory_limit:
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, len(os.sched_getaffinity(0)))
         return ImageStream(dataset, labels, tuple(classes), shape, name=name, split=found, workers=workers, skipped=bad)
-    key = key or _content_key(chosen, split, resize)
+    key = key or _content_key(chosen, split, resize, list(classes))
     hit = cache.read(key)
     if hit is None:
         pixels = _decode_all(dataset, shape, progress)
@@ -135,7 +145,7 @@ def _check_overlap(files: list[ImageFile]) -> None:
         splits_of_size.setdefault(file.size, set()).add(file.split)
     seen: dict[bytes, ImageFile] = {}
     for file in files:
-        if len(splits_of_size[file.size]) > 1:
+        if len(splits_of_size[file.size]) > 1 and file.size:  # an empty file is no image; decoding will tell
             other = seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), file)
             if other.split != file.split:
                 raise _shared(file, other)
@@ -152,7 +162,16 @@ def _shared(file: ImageFile, other: ImageFile) -> UserError:
 
 def _with_splits(files: list[ImageFile], seed: int) -> list[ImageFile]:
     """Give files that stand outside split folders their split: a seeded fifth of each class is the test split."""
-    if not files or {file.split for file in files} != {None}:
+    splits = {file.split for file in files}
+    if None in splits and len(splits) > 1:
+        lone = next(file for file in files if file.split is None)
+        raise UserError(
+            "RCV-E041",
+            f"{lone.name} is in no split",
+            "others are, so it would never be used",
+            "give every image a split",
+        )
+    if splits != {None}:
         return files
     numbers = {name: number for number, name in enumerate(sorted({file.class_name for file in files}))}
     labels = torch.tensor([numbers[file.class_name] for file in files])
@@ -202,13 +221,15 @@ class _Tried(Dataset[bool]):
 
 
 def _workers(n: int) -> int:
-    return min(4, os.cpu_count() or 1) if n > 2000 else 0
+    return min(4, len(os.sched_getaffinity(0))) if n > 2000 else 0
 
 
 def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
     """Decode one file to uint8 RGB, or give the error that names it."""
     from PIL import Image, ImageOps
 
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    torn = (zipfile.BadZipFile, zlib.error, RuntimeError, TypeError)  # members torn, encrypted or missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # such a picture would fill the memory
@@ -220,7 +241,7 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
             if resize is not None:
                 rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, SyntaxError, *bombs, *torn) as error:
         return UserError(
             "RCV-E048",
             f"{file.name} cannot be decoded",
@@ -273,9 +294,9 @@ def _gather(items: list[tuple[Tensor | UserError, int]]) -> Tensor | UserError:
     return error or torch.stack([image for image, _ in items if isinstance(image, Tensor)])
 
 
-def _content_key(files: list[ImageFile], split: str, resize: int | None) -> str:
+def _content_key(files: list[ImageFile], split: str, resize: int | None, classes: list[str]) -> str:
     """Hash the names and bytes of the files of one split."""
-    digest = hashlib.blake2b(f"folder 1:{split}:{resize}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"folder 2:{split}:{resize}:{classes}".encode(), digest_size=16)
     for file in files:
         digest.update(f"{file.class_name}/{Path(file.name).name}".encode())
         digest.update(hashlib.blake2b(file.read(), digest_size=16).digest())

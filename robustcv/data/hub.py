@@ -79,12 +79,19 @@ def _files(datasets: Any, name: str, split: str | None, rows: Any) -> tuple[list
     raw = rows.cast_column(image, datasets.Image(decode=False))
     names = list(features[label].names) if isinstance(features[label], datasets.ClassLabel) else None
     truth = rows[label]
-    files = [
-        ImageFile(
-            f"hf:{name} {split or ''} {row}", split, names[value] if names else str(value), _Row(raw, row, image), -1
-        )
-        for row, value in enumerate(truth)
-    ]
+    known, local = (len(names) if names else None), Path(name).expanduser().is_dir()
+    files = []
+    for row, value in enumerate(truth):
+        if value is None or (isinstance(value, int) and not 0 <= value < (known or value + 1)):
+            raise UserError(
+                "RCV-E012",
+                f"hf:{name} {split or ''}, row {row}: label {value}",
+                "an image without a label cannot be judged",
+                "choose a split whose images are labelled",
+            )
+        class_name = names[value] if names else str(value)
+        read = _Row(raw, row, image, local=local)
+        files.append(ImageFile(f"hf:{name} {split or ''} {row}", split, class_name, read, -1))
     numbers = {file.class_name for file in files}
     if names is None and all(number.isdigit() for number in numbers):
         names = sorted(numbers, key=int)
@@ -94,10 +101,12 @@ def _files(datasets: Any, name: str, split: str | None, rows: Any) -> tuple[list
 class _Row:
     """Reads the encoded bytes of one row."""
 
-    def __init__(self, rows: Any, row: int, column: str) -> None:
-        self.rows, self.row, self.column = rows, row, column
+    def __init__(self, rows: Any, row: int, column: str, *, local: bool) -> None:
+        self.rows, self.row, self.column, self.local = rows, row, column, local
 
     def __call__(self) -> bytes:
         found = self.rows[self.row][self.column]
+        if not found or (not found["bytes"] and self.local):
+            raise OSError("the row holds no image")  # nor will a file that it names anywhere on this machine be read
         data: bytes = found["bytes"] or Path(found["path"]).read_bytes()
         return data

@@ -1,6 +1,7 @@
 """Images with labels and class names: `ImageSet` in memory, `ImageStream` decoded on the way; one interface."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -210,9 +211,8 @@ class ImageStream:
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
         """Decode and yield float images in [0, 1] and labels, in the order given or as they stand."""
         rows = self.indices if order is None else self.indices[order]
-        loader = DataLoader(
-            Subset(self.dataset, rows.tolist()), batch_size, num_workers=self.workers, collate_fn=_collate
-        )
+        workers = min(self.workers, len(os.sched_getaffinity(0)))
+        loader = DataLoader(Subset(self.dataset, rows.tolist()), batch_size, num_workers=workers, collate_fn=_collate)
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch

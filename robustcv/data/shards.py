@@ -49,7 +49,7 @@ def shards(
             files += _scan(path)
             advance(1)
     listed = paths[0].parent / "classes.txt"
-    names = listed.read_text().splitlines() if listed.is_file() else None
+    names = [line for line in listed.read_text().splitlines() if line.strip()] if listed.is_file() else None
     files, names = _named(files, names, pattern)
     return from_files(
         files, Path(pattern).name, split=split, resize=resize, seed=seed, class_names=names, skip_bad=skip_bad,
@@ -97,10 +97,15 @@ def _scan(path: Path) -> list[ImageFile]:
                 if not member.isfile() or name.startswith("."):
                     continue
                 if f".{extension.lower()}" in SUFFIXES:
+                    if key in images:
+                        raise _wrong(path, f"{member.name} and {images[key][0]} have one key", "one would be lost")
                     images[key] = (member.name, member.offset_data, member.size)
                 elif extension in ("cls", "json") and (content := archive.extractfile(member)):
                     text = content.read().decode().strip()
-                    labels[key] = text if extension == "cls" else str(json.loads(text).get("label", ""))
+                    if extension == "cls":
+                        labels[key] = text
+                    elif isinstance(told := json.loads(text), dict) and told.get("label") is not None:
+                        labels.setdefault(key, str(told["label"]))
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(
             "RCV-E043",
@@ -110,12 +115,9 @@ def _scan(path: Path) -> list[ImageFile]:
         ) from error
     for key, (name, _, _) in images.items():
         if not labels.get(key):
-            raise UserError(
-                "RCV-E095",
-                f"{path}: {name} has no label",
-                "its key has neither .cls nor .json",
-                "add one, or remove it",
-            )
+            raise _wrong(path, f"{name} has no label", "its key has neither .cls nor .json with a label")
+    if without := sorted(labels.keys() - images.keys()):
+        raise _wrong(path, f"{without[0].lstrip('/')} has a label and no image", "the sample would be lost")
     split = next((SPLITS[word] for word in SPLITS if path.name.lower().startswith(word)), None)
     return [
         ImageFile(f"{path}:{name}", split, labels[key], PartOfFile(path, offset, size), size)
@@ -123,11 +125,23 @@ def _scan(path: Path) -> list[ImageFile]:
     ]
 
 
+def _wrong(path: Path, what: str, why: str) -> UserError:
+    return UserError("RCV-E095", f"{path}: {what}", why, "correct the shard")
+
+
 def _named(files: list[ImageFile], names: list[str] | None, pattern: str) -> tuple[list[ImageFile], list[str] | None]:
     """Turn class numbers into the names listed; numbers without names are ordered as numbers."""
     numbers = {file.class_name for file in files}
-    if not all(number.isdigit() for number in numbers):
+    if not all(number.lstrip("-").isdigit() for number in numbers):
+        if names is not None and (unknown := sorted(numbers - set(names))):
+            raise UserError(
+                "RCV-E012", f"{pattern}: no class {unknown[0]!r}", f"known: {', '.join(names)}", "complete classes.txt"
+            )
         return files, names
+    if below := [file for file in files if int(file.class_name) < 0]:
+        raise UserError(
+            "RCV-E012", f"{below[0].name}: label {below[0].class_name}", "labels begin at 0", "correct the label"
+        )
     if names is None:
         return files, sorted(numbers, key=int)
     if outside := [file for file in files if int(file.class_name) >= len(names)]:

@@ -1,6 +1,7 @@
 """Images listed in a CSV table: ``path,label`` and, where there is one, ``split``."""
 
 import csv
+import re
 from pathlib import Path
 
 from robustcv.data.files import SPLITS, ImageFile, from_files
@@ -39,17 +40,19 @@ def table(
     source = Path(path).expanduser()
     if not source.is_file():
         raise UserError("RCV-E040", f"{path} does not exist", "there are no images to read", "check --data")
-    with source.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if missing := [name for name in ("path", "label") if name not in columns]:
-            raise UserError(
-                "RCV-E095",
-                f"{path} has no column {missing[0]!r}",
-                f"it has: {', '.join(columns) or 'no header'}",
-                "begin it with the line path,label or path,label,split",
-            )
-        rows = [(number, row) for number, row in enumerate(reader, start=2)]
+    try:
+        columns, rows = _rows(source)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise UserError(
+            "RCV-E095", f"{path} cannot be read as a table", str(error).splitlines()[0], "save it as CSV in UTF-8"
+        ) from error
+    if missing := [name for name in ("path", "label") if name not in columns]:
+        raise UserError(
+            "RCV-E095",
+            f"{path} has no column {missing[0]!r}",
+            f"it has: {', '.join(columns) or 'no header'}",
+            "begin it with the line path,label or path,label,split",
+        )
     if not rows:
         raise UserError("RCV-E044", f"{path} names no image", "there is nothing to judge", "check --data")
     files = [_file(source, number, row) for number, row in rows]
@@ -59,6 +62,13 @@ def table(
         memory_limit=memory_limit,
         progress=progress or Progress(quiet=True),
     )  # fmt: skip
+
+
+def _rows(source: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        return columns, [(reader.line_num, row) for row in reader]
 
 
 def _file(source: Path, number: int, row: dict[str, str]) -> ImageFile:
@@ -88,7 +98,7 @@ def _class_names(path: str, rows: list[tuple[int, dict[str, str]]]) -> list[str]
     labels = {(row["label"] or "").strip(): number for number, row in reversed(rows)}
     if "" in labels:
         raise UserError("RCV-E012", f"{path}, line {labels['']}: no label", "it cannot be judged", "fill it in")
-    if not all(label.lstrip("-").isdigit() for label in labels):
+    if not all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
         return sorted(labels)
     for label, number in labels.items():
         if not 0 <= int(label) < len(labels) or str(int(label)) != label:

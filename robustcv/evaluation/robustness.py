@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robustcv import processes
 from robustcv.evaluation.probes import probe
 from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
 from robustcv.records import Check, OtherThreat, Passes
@@ -38,7 +39,7 @@ def measure(
     outcome = worst_case(job, plan, eps=eps, sweep=sweep)
     if black_box:
         return outcome, ()
-    probed = probe(job, outcome)
+    probed = processes.agreed(probe(job, outcome))  # a model with random answers must not divide the processes
     outcome = probed.outcome
     if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):
         more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")

@@ -66,7 +66,9 @@ def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str
         x=alt.X(
             "eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), labelExpr="datum.value", labelOverlap=False)
         ),
-        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
+        color=alt.Color(
+            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", columnPadding=28)
+        ),
     )
     title = "accuracy under attack"
     share = alt.Y("share:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
@@ -137,7 +139,10 @@ def trade_off(rows: list[Row], *, label: str) -> str:
         x=alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
         y=alt.Y("robust:Q", title="accuracy under attack", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
         color=alt.Color(
-            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)
+            "series:N",
+            scale=colour,
+            sort=names,
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
         ),
     )
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
@@ -168,10 +173,13 @@ def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: 
         axis=alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 12)),
     )
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("x:Q", title="minutes of fine-tuning") if over_time else epochs,
+        x=alt.X("x:Q", title="minutes of fine-tuning", axis=alt.Axis(tickCount=8)) if over_time else epochs,
         y=alt.Y("share:Q", title="accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".0%")),
         color=alt.Color(
-            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", labelLimit=0)
+            "series:N",
+            scale=colour,
+            sort=names,
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
         ),
     )
     line = base.mark_line(strokeWidth=2.5).encode(

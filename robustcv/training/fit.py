@@ -181,6 +181,7 @@ class _Run:
         self.history: list[EpochResult] = []
         self.best = _Best()
         self.validation_seconds = 0.0
+        self.used: set[int] = set()
         self.couples = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules())
 
     @property
@@ -288,6 +289,7 @@ class _Run:
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         augmenting = generator
+        self.used = set()  # layers may have thawed
         if processes.size() > 1:  # each draws for its own images; the attacks' seeds are common
             augmenting = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank() + 1)
         done = step = 0
@@ -298,9 +300,10 @@ class _Run:
             if whole == 1 and self.couples and recipe.batch_size > 1 and done:
                 continue  # batch norm has no variance of one image; another is left over in the next epoch
             self._set_rate(progress)
+            ready = self._prepared(images, labels, augmenting) if len(labels) else None
             seeds = torch.randint(-(1 << 62), 1 << 62, (whole,), generator=generator)
-            if processes.size() == 1 or len(labels):
-                images, labels, targets = self._prepared(images, labels, augmenting)
+            if ready is not None:
+                images, labels, targets = ready
                 seeds = seeds[processes.rank() :: processes.size()].to(self.device)
                 loss, logits = self._step(images, labels, targets, seeds, progress, len(labels) / whole)
                 loss_sum += loss.detach() * len(labels)  # summed on the device: reading it would stall a GPU
@@ -312,7 +315,8 @@ class _Run:
                 _require_finite(loss_sum, epoch)
             self.advance(whole)
         _require_finite(loss_sum, epoch)
-        processes.mean_over([b for b in classifier.buffers() if b.is_floating_point()], 1 / processes.size())
+        for module in (classifier, *([] if self.mean is None else [self.mean.module])):
+            processes.mean_over([b for b in module.buffers() if b.is_floating_point()], 1 / processes.size())
         totals = processes.summed([float(loss_sum), float(correct)])
         return totals[0] / done, round(totals[1]), done
 
@@ -383,19 +387,23 @@ class _Run:
         else:
             loss, logits = loss_now()
             loss.backward()
+        if processes.size() > 1 and not self.used:  # a layer that takes no part has no gradient to share
+            self.used = {k for k, p in enumerate(self.classifier.parameters()) if p.grad is not None}
         self._move(progress, share)
         return loss, logits
 
     def _idle_step(self, progress: float) -> None:
         """Take the step of a batch of which this process has no image."""
-        for parameter in self.classifier.parameters():
-            if parameter.requires_grad:
+        for place, parameter in enumerate(self.classifier.parameters()):
+            if place in self.used:
                 parameter.grad = torch.zeros_like(parameter)
         self._move(progress, 0.0)
 
     def _move(self, progress: float, share: float) -> None:
         """Average the gradients over processes, and take the optimiser's step."""
-        processes.mean_over([p.grad for p in self.classifier.parameters() if p.grad is not None], share)
+        if processes.size() > 1:
+            parameters = list(self.classifier.parameters())
+            processes.mean_over([each for k in sorted(self.used) if (each := parameters[k].grad) is not None], share)
         self.stepper.step()
         if self.mean is not None and begins(self.recipe.average, progress):
             self.mean.update_parameters(self.classifier)

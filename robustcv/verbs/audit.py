@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import records, runs
+from robustcv import processes, records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
@@ -65,7 +65,8 @@ def audit(
         if name not in EXPLAINERS:
             raise unknown_name("explainer", name, EXPLAINERS)
     gates = parse_gates(options["fail_under"])
-    _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
+    if not str(model).startswith("onnx:"):
+        _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
     loaded = load_classifier(model, options["weights"])
     black_box = is_black_box(loaded.classifier)
     plan, escalation = _plans(options, method_options, black_box=black_box)
@@ -103,7 +104,6 @@ def audit(
             device=device,
             black_box=black_box,
         )
-        spent = cost(plain, next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device), black_box=black_box)
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
         with progress.stage("attacks", work) as advance:
@@ -123,6 +123,8 @@ def audit(
         beyond = _beyond(job, options, method_options, patch_images, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(classifier, drawn, explain, method_options, progress=progress, **run)
+        first = next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device)
+        spent = processes.by_first(lambda: cost(plain, first, black_box=black_box))  # alone, so that it is not slowed
     error, bins = calibration(predictions, seed=options["seed"])
     metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome), *beyond.metrics)
     files |= beyond.files
@@ -179,9 +181,16 @@ def _plans(
         if named
         else plan_for(options["effort"], options["norm"], method_options, black_box=black_box)
     )
-    runs_here = [*(planned.name for planned in plan), *options["also"], *options["explain"]]
+    explain = ["partition_shap"] if black_box else options["explain"]
+    runs_here = [*(planned.name for planned in plan), *options["also"], *explain]
+    without = next((each.name for each in plan if black_box and each.name not in GRADIENT_FREE), None)
+    without = "patch" if black_box and "patch" in options["also"] else without
+    if without is not None:
+        raise UserError(
+            "RCV-E094", f"{without} needs gradients", "this model gives none", f"use {', '.join(GRADIENT_FREE)}"
+        )
     for name in method_options:
-        if name not in runs_here and not black_box:
+        if name not in runs_here:
             raise UserError(
                 "RCV-E004",
                 f"{name} does not run here, so its options would do nothing",
@@ -210,6 +219,7 @@ class _Beyond:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+GRADIENT_FREE = ("square", "foolbox-boundary", "foolbox-hopskipjump")
 ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat}
 
 

@@ -59,6 +59,11 @@ def explain(
     run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
     with judged(loaded.classifier) as frozen_classifier:
         predictions = predict(frozen_classifier, chosen, batch_size=options["batch_size"], device=device)
+        known = predictions.logits.shape[1]
+        if targets is not None and not bool(((given := torch.as_tensor(targets)) >= 0).all() and (given < known).all()):
+            raise UserError(
+                "RCV-E012", f"targets {targets} are not all classes", f"the model has {known}", f"use 0 to {known - 1}"
+            )
         wanted = predictions.classes if targets is None else _targets(targets, data.total)[chosen.indices]
         drawn = _drawn(chosen, predictions, data.selection, labelled=labelled)
         cases, results, files = explain_cases(
