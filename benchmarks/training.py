@@ -62,12 +62,12 @@ def attacks_of(objective: str, eps: float, steps: int):
 
 
 def fitted(classifier, sets, data, *, objective, eps, steps, epochs, seed, rate, schedule, patience=None, minutes=None,
-           begun=False):  # fmt: skip
+           begun=False, warmup=0.0):  # fmt: skip
     """Train by one recipe; gives seconds in training and validation, and the epochs."""
     attack_at, many, guard = attacks_of(objective, eps, steps) if eps else (None, None, None)
     augmented = (augment.crop, augment.flip) if data == models.CIFAR else (augment.crop,)
     recipe = Recipe(epochs=epochs, batch_size=BATCH, learning_rate=rate, schedule=schedule, augment=augmented,
-                    patience=patience, minutes=minutes, seed=seed)  # fmt: skip
+                    patience=patience, minutes=minutes, eps_warmup=warmup, seed=seed)  # fmt: skip
     start = time.perf_counter()
     found = fit(classifier, *sets, objective=OBJECTIVES[objective], attack_at=attack_at, validate_with=many,
                 guard=guard, recipe=recipe, begun=begun)  # fmt: skip
@@ -103,7 +103,9 @@ def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, te
     print(case, "from scratch", flush=True)
     scratch = fresh()
     attacked = {"objective": objective, "eps": eps, "steps": steps}
-    seconds, found = fitted(scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=3)
+    seconds, found = fitted(
+        scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=3, warmup=0.3
+    )
     lines = {"scratch": {"seconds": seconds, "epochs": [vars(e) for e in found.epochs], **judged(scratch, images, eps)}}
     print(case, lines["scratch"]["robust_accuracy"], seconds, found.stopped, flush=True)
     clean = fresh()
