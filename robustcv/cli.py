@@ -269,6 +269,7 @@ def build(config: Path | None = None) -> cyclopts.App:
         help_format="markdown",
         config=origins,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for verb in (api.train, api.audit, api.harden, api.tune, api.explain, api.compare):
         app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
