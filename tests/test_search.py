@@ -90,7 +90,8 @@ def test_two_processes_work_on_one_study(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "robustcv.cli", "tune", "--data", "digits", "--trials", "4", "--epochs", "1",
                "--storage", storage, "-q"]  # fmt: skip
     working = [subprocess.Popen([*command, "-o", str(tmp_path / str(k))], stderr=subprocess.PIPE) for k in range(2)]
-    assert [each.wait(timeout=300) for each in working] == [0, 0], [each.stderr.read() for each in working]
+    said = [each.communicate(timeout=300)[1] for each in working]
+    assert [each.returncode for each in working] == [0, 0], said
     done = finished(open_study(storage, 0))
     assert 4 <= len(done) <= 5 and len({each.options["learning_rate"] for each in done}) == len(done)
 
