@@ -33,9 +33,10 @@ from robustcv.attacks import ATTACKS
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS, filters
 from robustcv.classifier import frozen
 from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.robustness import measure
-from robustcv.evaluation.worst_case import Job, Planned, worst_case
+from robustcv.evaluation.worst_case import worst_case
 from robustcv.folding import folded
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -417,7 +417,8 @@ def harden(
     from robustcv.verbs.train import check_training_options
 
     check_training_options(options)
-    return _run("harden", options, out, resume, quiet, classifier, images, labels, functools.partial(verb, out=out))
+    call = functools.partial(verb, audit_defaults=_defaults(audit), out=out)
+    return _run("harden", options, out, resume, quiet, classifier, images, labels, call)
 
 
 def tune(
@@ -493,7 +494,7 @@ def tune(
     options = _options(locals(), keep=("model",))
     from robustcv.verbs.tune import tune as verb
 
-    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items() if p.default is not p.empty}
+    defaults = _defaults(train)
 
     def call(model: Any, images: Any, labels: Any, **rest: Any) -> "Result":
         return verb(images, labels, defaults=defaults, **rest)
@@ -628,6 +629,12 @@ def _options(arguments: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str,
     return {name: _plain(value) for name, value in arguments.items() if name not in _NOT_OPTIONS or name in keep}
 
 
+def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
+    """Give the options of a verb as they are where nothing is given."""
+    parameters = inspect.signature(verb).parameters.values()
+    return _options({each.name: each.default for each in parameters if each.default is not each.empty}, keep=("model",))
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -672,8 +679,8 @@ def _run(
             report.write(out)
             return Run(runs.load(out), runs.load_files(out), Path(out))
     result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))
-    defaults = {name: parameter.default for name, parameter in inspect.signature(globals()[verb]).parameters.items()}
-    given = [name for name, value in kept.items() if value != _plain(defaults.get(name))]
+    defaults = _defaults(globals()[verb])
+    given = [name for name, value in kept.items() if value != defaults.get(name)]
     files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, [*given, "model", "data"])}
     record = result.record.model_copy(update={"options": {**shown, **result.record.options}})
     if not processes.is_first():

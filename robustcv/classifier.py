@@ -70,6 +70,16 @@ def frozen(classifier: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(requires_grad)
 
 
+def right(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Tell which answers are right; one with a logit that is not finite never is."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Tell whether some layer normalises over a batch, so that its images see each other in training."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
 def to_eight_bit(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Round candidates to multiples of 1/255, towards the images, so that no norm grows; gradients pass unchanged."""
     steps, slack = candidates.detach() * 255, 1e-3  # float32 holds 3/255 as a little less

@@ -98,10 +98,11 @@ def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run
 
 
 class Origins:
-    """Notes which options came from the command line, and which from the config file."""
+    """Notes the command line, and which options came from it and which from the config file."""
 
-    def __init__(self, config: Path | None) -> None:
+    def __init__(self, config: Path | None, arguments: Sequence[str]) -> None:
         self.config = config
+        self.arguments = arguments
         self.origin: dict[str, str] = {}
 
     def __call__(self, app: cyclopts.App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -136,7 +137,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
             "RCV-E006", f"{verb.__name__} is no work to share", "torchrun started several", "run it without torchrun"
         )
     if devices > 1 and not launch.one_of_several():
-        return launch.start(_without_devices(_arguments, Path(given["out"])), devices, Path(given["out"]))
+        return launch.start(_without_devices(origins.arguments, Path(given["out"])), devices, Path(given["out"]))
     for name in ("eps", "set", "fail_under"):
         if name in given:
             given[name] = list(given[name])
@@ -148,9 +149,6 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
         return errors.DONE
     print(runs.to_json(run.record).decode() if as_json else run.page)
     return int(run.record.exit_code)
-
-
-_arguments: list[str] = []
 
 
 def _without_devices(arguments: Sequence[str], folder: Path) -> list[str]:
@@ -259,9 +257,9 @@ def list_names(kind: str | None = None, /) -> int:
     return errors.DONE
 
 
-def build(config: Path | None = None) -> cyclopts.App:
+def build(config: Path | None, arguments: Sequence[str]) -> cyclopts.App:
     """Build the app; the config file must be known before the arguments are bound."""
-    origins = Origins(config)
+    origins = Origins(config, arguments)
     app = cyclopts.App(
         name="robustcv",
         help="How often is an image classifier right, how easily is it broken, and what does it look at?",
@@ -304,7 +302,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
-    _arguments[:] = arguments
     code = _run(arguments)
     launch.leave(code)
     # torchrun would report a code as a crash; whoever started it reads the file
@@ -314,15 +311,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> int:
     """Run one command; gives its exit code."""
     config = _named_config(arguments)
-    first = int(os.environ.get("RANK", "0")) == 0
     try:
         with _joined():
-            code = build(config)(arguments, exit_on_error=False, print_error=first)
+            code = build(config, arguments)(arguments, exit_on_error=False, print_error=launch.is_first())
         return code if isinstance(code, int) else errors.DONE
     except UserError as error:
         if os.environ.get("ROBUSTCV_DEBUG"):
             raise
-        if first or not _told_by_all(error):
+        if launch.is_first() or not _told_by_all(error):
             print(error, file=sys.stderr)
         return errors.BAD_INPUT
     except cyclopts.CycloptsError:

@@ -25,6 +25,11 @@ class UserError(Exception):
         return f"error {self.code}: {self.what}\n  {self.why}\n  fix: {self.fix}"
 
 
+def missing_extra(package: str, why: str, extra: str) -> UserError:
+    """Make the error for a package that only an extra installs."""
+    return UserError("RCV-E068", f"{package} is not installed", why, f'pip install "robustcv[{extra}]"')
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Make the error for a name that is in no registry, with the nearest match."""
     names = sorted(known)

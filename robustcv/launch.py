@@ -16,6 +16,11 @@ def one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Tell whether this process is the first of several, or the only one, before it has joined the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start(arguments: Sequence[str], devices: int, folder: Path) -> int:
     """Run the same command in several processes of this machine, by torchrun; gives the exit code of the first.
 
@@ -53,6 +58,5 @@ def start(arguments: Sequence[str], devices: int, folder: Path) -> int:
 
 def leave(code: int) -> None:
     """Note the exit code for the process that started this one: the first one's, or that of any that failed."""
-    first = os.environ.get("RANK", "0") == "0"
-    if (first or code) and (file := os.environ.get(EXIT_FILE)):
+    if (is_first() or code) and (file := os.environ.get(EXIT_FILE)):
         Path(file).write_text(str(code))

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from robustcv import launch
 from robustcv.errors import UserError
 
 Item = TypeVar("Item")
@@ -37,10 +36,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of a block; does nothing for a single one."""
-    if not launch.one_of_several():
-        yield
-        return
+    """Join the processes that torchrun started, for the length of a block."""
     cuda = torch.cuda.is_available()
     if cuda:
         if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
@@ -79,11 +75,16 @@ def shared(items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result
     return [merged[k] for k in range(len(items))]
 
 
+def own(items: Sequence[Item]) -> Sequence[Item]:
+    """Give the items that fall to this process: every so-manieth."""
+    return items[rank() :: size()]
+
+
 def own_share(parts: Sequence[Tensor]) -> Tensor | None:
     """Join the rows of the parts that `shared` gives this process, in order; None where it does all of them."""
     if size() == 1:
         return None
-    mine = parts[rank() :: size()]
+    mine = own(parts)
     return torch.cat(list(mine)) if mine else torch.empty(0, dtype=torch.int64)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import Classifier, Tracked, frozen, rows_in_play
-from robustcv.evaluation.worst_case import make_judge
+from robustcv.evaluation.block import make_judge
 
 
 def test_normalisation_and_resizing_happen_inside() -> None:

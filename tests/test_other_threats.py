@@ -19,7 +19,7 @@ from robustcv.attacks.patch import apply_patch, patch_each, train_patch
 from robustcv.attacks.spatial import moved, spatial
 from robustcv.attacks.wrappers import Bpda, Eot
 from robustcv.classifier import Tracked, frozen
-from robustcv.evaluation.worst_case import make_judge
+from robustcv.evaluation.block import make_judge
 
 # -- spatial ----------------------------------------------------------------------------------------------------------
 

@@ -24,10 +24,11 @@ from robustcv.classifier import frozen
 from robustcv.data import ImageSet
 from robustcv.evaluation import probes
 from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.preflight import preflight
 from robustcv.evaluation.robustness import measure
-from robustcv.evaluation.worst_case import Planned, worst_case
+from robustcv.evaluation.worst_case import worst_case
 
 SHAPE, EPS, N = (3, 8, 8), 0.012, 100
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from test_data import png
 
 import robustcv as rc
 from robustcv.data import DATASETS, ImageStream, load
@@ -21,13 +21,6 @@ from robustcv.errors import UserError
 from robustcv.runtime import Progress
 
 CLASSES = ("ant", "bee", "cat")
-
-
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 SAMPLES = [  # split, class, number, bytes

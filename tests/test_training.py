@@ -163,7 +163,7 @@ def rc_record(folder: Path):
 
 
 def test_the_test_split_is_read_once_after_training(monkeypatch) -> None:
-    import robustcv.verbs.train as verb
+    import robustcv.verbs.training_sets as verb
     from robustcv.data import ImageSet
 
     reads: list[str] = []

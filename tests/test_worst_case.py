@@ -17,9 +17,10 @@ from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen, rows_in_play
 from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for
 from robustcv.evaluation.robustness import measure, passes
-from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, robust_metrics, worst_case
+from robustcv.evaluation.worst_case import WorstCase, merge, robust_metrics, worst_case
 
 SWEEP = (0.004, 0.01, 0.03)
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class ImageFile:
     class_name: str
     read: Callable[[], bytes]
     size: int
+
+
+def numbered(names: Collection[str]) -> list[str] | None:
+    """Order classes that are called by numbers from 0 as numbers; None where some are not."""
+    return sorted(names, key=int) if all(name.isdigit() for name in names) else None
 
 
 def from_files(

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from robustcv.data.files import SPLITS, ImageFile, from_files
+from robustcv.data.files import SPLITS, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
-from robustcv.errors import UserError
+from robustcv.errors import UserError, missing_extra
 from robustcv.runtime import Progress
 
 
@@ -36,9 +36,7 @@ def hub(
     try:
         import datasets
     except ImportError as error:
-        raise UserError(
-            "RCV-E068", "datasets is not installed", "hf:NAME is read by it", 'pip install "robustcv[stream]"'
-        ) from error
+        raise missing_extra("datasets", "hf:NAME is read by it", "stream") from error
     datasets.disable_progress_bars()
     try:
         if Path(name).expanduser().is_dir():
@@ -92,10 +90,7 @@ def _files(datasets: Any, name: str, split: str | None, rows: Any) -> tuple[list
         class_name = names[value] if names else str(value)
         read = _Row(raw, row, image, local=local)
         files.append(ImageFile(f"hf:{name} {split or ''} {row}", split, class_name, read, -1))
-    numbers = {file.class_name for file in files}
-    if names is None and all(number.isdigit() for number in numbers):
-        names = sorted(numbers, key=int)
-    return names, files
+    return names or numbered({file.class_name for file in files}), files
 
 
 class _Row:

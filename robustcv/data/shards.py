@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 from robustcv.data.archives import PartOfFile
-from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files
+from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
@@ -143,7 +143,7 @@ def _named(files: list[ImageFile], names: list[str] | None, pattern: str) -> tup
             "RCV-E012", f"{below[0].name}: label {below[0].class_name}", "labels begin at 0", "correct the label"
         )
     if names is None:
-        return files, sorted(numbers, key=int)
+        return files, numbered(numbers)
     if outside := [file for file in files if int(file.class_name) >= len(names)]:
         raise UserError(
             "RCV-E012",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv import processes, stats
+from robustcv.classifier import right
 from robustcv.data import Images
 from robustcv.records import CalibrationBin, Metric
 from robustcv.runtime import Advance
@@ -38,11 +39,6 @@ class Predictions:
     def correct(self) -> Bool[Tensor, " n"]:
         """Which images are right; one with a logit that is not finite never is."""
         return right(self.logits, self.labels)
-
-
-def right(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Tell which answers are right; one with a logit that is not finite never is."""
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
 def predict(

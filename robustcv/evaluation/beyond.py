@@ -14,11 +14,11 @@ from robustcv import draws, processes, stats
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
 from robustcv.attacks.patch import apply_patch, train_patch
 from robustcv.attacks.spatial import spatial
-from robustcv.classifier import Counted, Tracked
+from robustcv.classifier import Counted, Tracked, right
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
-from robustcv.evaluation.accuracy import proportion, right
-from robustcv.evaluation.worst_case import Job
+from robustcv.evaluation.accuracy import proportion
+from robustcv.evaluation.job import Job
 from robustcv.records import CorruptionRow, Metric, OtherThreat
 from robustcv.runtime import Advance
 

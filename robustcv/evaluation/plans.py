@@ -5,7 +5,7 @@ from typing import Any
 
 from robustcv.attacks import ATTACKS, norms_of
 from robustcv.errors import UserError, unknown_name
-from robustcv.evaluation.worst_case import Planned
+from robustcv.evaluation.job import Planned
 
 Steps = tuple[tuple[str, Mapping[str, Any], float], ...]  # attack, options, reach
 

@@ -11,7 +11,8 @@ from robustcv import draws
 from robustcv.attacks import ATTACKS, norms_of
 from robustcv.attacks.climb import gradient_at
 from robustcv.attacks.losses import Loss
-from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
+from robustcv.evaluation.job import Job, Planned
+from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import AttackResult, Check
 
 SHARE = 0.008  # of the plan's pass-units (a forward 1, a backward 2) that probes may spend where images are many

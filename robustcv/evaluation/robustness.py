@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from robustcv import processes
+from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.probes import probe
-from robustcv.evaluation.worst_case import Job, Planned, WorstCase, merge, worst_case
+from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import Check, OtherThreat, Passes
 
 

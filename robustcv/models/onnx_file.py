@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustcv.classifier import frozen
-from robustcv.errors import UserError
+from robustcv.errors import UserError, missing_extra
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -87,18 +87,14 @@ def require() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            "RCV-E068", "onnx is not installed", "files are written by it", 'pip install "robustcv[onnx]"'
-        ) from error
+        raise missing_extra("onnx", "files are written by it", "onnx") from error
 
 
 def _runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(
-            "RCV-E068", "onnxruntime is not installed", "ONNX files run in it", 'pip install "robustcv[onnx]"'
-        ) from error
+        raise missing_extra("onnxruntime", "ONNX files run in it", "onnx") from error
     return onnxruntime
 
 

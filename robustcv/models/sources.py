@@ -1,6 +1,5 @@
 """Where classifiers come from: run folders, torchvision, timm, ONNX files, your own Python."""
 
-import difflib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import nn
 from robustcv.errors import UserError, unknown_name
 from robustcv.models import checkpoint, onnx_file
 from robustcv.models.architectures import build, is_architecture
-from robustcv.models.published import import_timm
+from robustcv.models.published import Source, main_weights, timm_source, timm_with, torchvision_source
 
 FROM_PYTHON = "python object"
 
@@ -120,57 +119,47 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
     if version and version not in published.__members__:
         raise unknown_name(f"version of {name}", version, published.__members__)
     entry = published[version] if version else published.DEFAULT
-    try:
-        if weights is None:
-            found = torchvision.models.get_model(name, weights=entry).state_dict()
-            found = {key: value for key, value in found.items() if not key.startswith(_AUXILIARY)}
-        else:
-            found = checkpoint.load_weights(weights)
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(f"torchvision:{name}", error) from error
-    classes = _classes_in(found, torchvision.models.get_model(name, weights=None), name)
+    network = torchvision.models.get_model(name, weights=None)
+    if weights is None:
+        try:
+            return _published(name, torchvision_source(name, entry), network, name)
+        except (OSError, RuntimeError) as error:
+            raise _unreachable(f"torchvision:{name}", error) from error
     wanted = entry.transforms()
-    mean, std = wanted.mean, wanted.std
-    if weights is None and name in PORTED:
-        mean = std = [0.5] * 3
-    return _published(name, found, classes, wanted.crop_size[0], mean, std, weights or name)
-
-
-PORTED = ("inception_v3", "googlenet")  # weights from another framework: torchvision normalises once more inside
-_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+    made = Source(checkpoint.load_weights(weights), (), wanted.crop_size[0], list(wanted.mean), list(wanted.std))
+    return _published(name, made, network, weights)
 
 
 def _from_timm(name: str, weights: str | None) -> Loaded:
     """Build a network of timm, with the input size and normalisation that its published weights came with."""
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise unknown_name("timm model", name, difflib.get_close_matches(name, timm.list_models(), 5, 0.3))
-    try:
-        network = timm.create_model(name, pretrained=weights is None)
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(f"timm:{name}", error) from error
-    found = network.state_dict() if weights is None else checkpoint.load_weights(weights)
-    config = timm.data.resolve_model_data_config(network)
-    classes = _classes_in(found, network, name)
-    side = config["input_size"][1]
-    return _published(f"timm:{name}", found, classes, side, config["mean"], config["std"], weights or name)
+    timm = timm_with(name)
+    network = timm.create_model(name, pretrained=False)
+    if weights is None:
+        try:
+            return _published(f"timm:{name}", timm_source(name), network, name)
+        except (OSError, RuntimeError) as error:
+            raise _unreachable(f"timm:{name}", error) from error
+    wanted = timm.data.resolve_model_data_config(network)
+    made = Source(
+        checkpoint.load_weights(weights), (), wanted["input_size"][1], list(wanted["mean"]), list(wanted["std"])
+    )
+    return _published(f"timm:{name}", made, network, weights)
 
 
-def _published(
-    architecture: str, weights: Mapping[str, torch.Tensor], classes: int, size: int, mean: Any, std: Any, source: str
-) -> Loaded:
+def _published(architecture: str, made: Source, network: nn.Module, told: str) -> Loaded:
     """Put weights into a published network, described so that it can be saved as a run of ours."""
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    classifier = build(architecture, classes=classes, size=size, mean=list(mean), std=list(std), input_size=size)
-    kept = {key: value for key, value in weights.items() if not key.startswith(_AUXILIARY)}
-    checkpoint.fill(classifier.network, kept, source)
+    assert made.mean is not None and made.std is not None and made.input_size is not None
+    size, kept = made.input_size, main_weights(made.weights)
+    classes = _classes_in(kept, network, told)
+    classifier = build(architecture, classes=classes, size=size, mean=made.mean, std=made.std, input_size=size)
+    checkpoint.fill(classifier.network, kept, told)
     classifier.size = (size, size)  # images of any size may come
     described = checkpoint.describe(
         architecture=architecture,
         options={"classes": classes, "size": 0, "channels": 3, "input_size": size},
         class_names=(),
-        mean=list(mean),
-        std=list(std),
+        mean=made.mean,
+        std=made.std,
     )
     name = architecture if architecture.startswith("timm:") else f"torchvision:{architecture}"
     return Loaded(classifier, name, architecture, described)
@@ -194,7 +183,7 @@ def head_of(network: nn.Module) -> str:
 def _classes_in(weights: Mapping[str, torch.Tensor], network: nn.Module, name: str) -> int:
     """Read the number of classes off the weights of the network's last layer."""
     head = head_of(network)
-    matrix = weights.get(f"{head}.weight", weights.get(f"module.{head}.weight"))
+    matrix = weights.get(f"{head}.weight")
     if matrix is None:
         raise UserError(
             "RCV-E054",

@@ -1,9 +1,7 @@
 """Beginning from weights that were trained for something else: the backbone is taken over, the head made new."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +9,10 @@ from torch import Tensor, nn
 from robustcv.classifier import Classifier
 from robustcv.errors import UserError
 from robustcv.models import checkpoint
-from robustcv.models.published import import_timm
-from robustcv.models.sources import PORTED, head_of
+from robustcv.models.published import Source, main_weights, timm_source, torchvision_source
+from robustcv.models.sources import head_of
 
 PUBLISHED = "published"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Weights to begin with, and what is known about them."""
-
-    weights: dict[str, Tensor]
-    class_names: tuple[str, ...] = ()
-    input_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    data: dict[str, Any] = field(default_factory=dict)
 
 
 def source_weights(init: str, architecture: str) -> Source:
@@ -71,16 +57,10 @@ def source_weights(init: str, architecture: str) -> Source:
 def _published(architecture: str) -> Source:
     try:
         if architecture.startswith("timm:"):
-            timm = import_timm()
-            network = timm.create_model(architecture.removeprefix("timm:"), pretrained=True)
-            return Source(network.state_dict(), (), timm.data.resolve_model_data_config(network)["input_size"][1])
+            return timm_source(architecture.removeprefix("timm:"))
         import torchvision
 
-        entry = torchvision.models.get_model_weights(architecture).DEFAULT
-        weights = entry.get_state_dict(progress=False, check_hash=True)
-        ported = [0.5] * 3 if architecture in PORTED else None
-        size = int(entry.transforms().crop_size[0])
-        return Source(dict(weights), tuple(entry.meta["categories"]), size, ported, ported)
+        return torchvision_source(architecture, torchvision.models.get_model_weights(architecture).DEFAULT)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             "RCV-E059",
@@ -117,7 +97,7 @@ def begin_with(
     UserError
         If anything but the head does not fit.
     """
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = main_weights(weights)
     inner = classifier.network
     if isinstance(inner, nn.Sequential) and len(inner) == 2 and next(inner[0].parameters(), None) is None:
         inner = inner[1]  # a published network behind the layer that shows it grey images
@@ -127,7 +107,7 @@ def begin_with(
     own = inner.state_dict()
     head = head_of(inner)
     keys = [key for key in (f"{head}.weight", f"{head}.bias") if key in own]
-    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(("AuxLogits.", "aux1.", "aux2."))}
+    kept = dict(weights)
     same = not classes_there or tuple(classes_there) == tuple(classes_here)
     if same and all(key in kept and kept[key].shape == own[key].shape for key in keys):
         checkpoint.fill(inner, kept, source)

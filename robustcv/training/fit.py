@@ -4,38 +4,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from robustcv import processes
-from robustcv.classifier import frozen
+from robustcv.classifier import has_batch_norm
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
 from robustcv.training.objectives import Perturb, pgd_at
 from robustcv.training.recipe import Guard, Recipe
 from robustcv.training.schedules import SCHEDULES
+from robustcv.training.validation import Batches, Diverged, validate
 from robustcv.training.weight_attack import Replayed, adversarial_weights, buffers_kept
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """What the loop needs of a data set."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]: ...
-
 
 Objective = Callable[..., tuple[Tensor, Tensor]]
 AttackAt = Callable[[float], Perturb]
-
-
-class Diverged(ArithmeticError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +168,7 @@ class _Run:
         self.best = _Best()
         self.validation_seconds = 0.0
         self.used: set[int] = set()
-        self.couples = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules())
+        self.couples = has_batch_norm(classifier)
 
     @property
     def judged(self) -> nn.Module:
@@ -258,7 +244,7 @@ class _Run:
 
     def _validated(self, epoch: int, loss: float, correct: int, n: int, start: float) -> EpochResult:
         validating = time.monotonic()
-        right, robust = _validate(self.judged, self.validation, self.recipe.batch_size, self.device, self.validate_with)
+        right, robust = validate(self.judged, self.validation, self.recipe.batch_size, self.device, self.validate_with)
         self.validation_seconds, seconds = processes.agreed((time.monotonic() - validating, time.monotonic() - start))
         return EpochResult(
             epoch=epoch,
@@ -274,7 +260,7 @@ class _Run:
         )
 
     def _count_right(self, attack: Perturb | None) -> int:
-        _, robust = _validate(self.classifier, self.validation, self.recipe.batch_size, self.device, attack)
+        _, robust = validate(self.classifier, self.validation, self.recipe.batch_size, self.device, attack)
         return robust or 0
 
     def _train_epoch(self, epoch: int, start: float) -> tuple[float, int, int]:
@@ -457,32 +443,3 @@ def _optimizer(recipe: Recipe, classifier: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
     return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
-
-
-def _validate(
-    classifier: nn.Module, validation: Batches, batch_size: int, device: torch.device, attack: Perturb | None
-) -> tuple[int, int | None]:
-    """Count right answers on the validation split, clean and (with an attack) attacked."""
-    right = robust = finite = 0
-    parts = torch.arange(len(validation)).split(batch_size)
-    mine = parts[processes.rank() :: processes.size()]
-    with frozen(classifier):
-        batches = validation.batches(batch_size, processes.own_share(parts)) if mine else iter(())
-        for rows, (images, labels) in zip(mine, batches, strict=True):
-            images = images.to(device).contiguous(memory_format=torch.channels_last)
-            labels = labels.to(device)
-            with torch.no_grad():
-                logits = classifier(images)
-                clean = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-            finite += int(logits.isfinite().all(1).sum())
-            right += int(clean.sum())
-            if attack is not None and clean.any():
-                seeds = rows.to(device)[clean]  # an image's own, whoever is right
-                attacked = attack(classifier, images[clean], labels[clean], seeds=seeds)
-                with torch.no_grad():
-                    logits = classifier(attacked)
-                robust += int(((logits.argmax(1) == labels[clean]) & logits.isfinite().all(1)).sum())
-    right, robust, finite = (round(total) for total in processes.summed([right, robust, finite]))
-    if finite == 0:
-        raise Diverged("every validation image has logits that are no numbers")
-    return right, None if attack is None else robust

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustcv.classifier import frozen
+from robustcv.classifier import frozen, has_batch_norm
 from robustcv.folding import folded
 
 
@@ -65,44 +65,6 @@ def pgd_at(
     return cross_entropy(logits, labels, targets), logits
 
 
-def fgsm_rs(
-    classifier: nn.Module,
-    images: Float[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    *,
-    perturb: Perturb | None = None,
-    seeds: Int64[Tensor, " n"] | None = None,
-    targets: Float[Tensor, "n k"] | None = None,
-) -> tuple[Tensor, Float[Tensor, "n k"]]:
-    """Compute the cross-entropy on images attacked by one step of 1.25 eps from a random start (Wong et al. 2020).
-
-    Parameters
-    ----------
-    perturb, seeds, targets
-        As in `pgd_at`.
-    """
-    return pgd_at(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
-
-
-def n_fgsm(
-    classifier: nn.Module,
-    images: Float[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    *,
-    perturb: Perturb | None = None,
-    seeds: Int64[Tensor, " n"] | None = None,
-    targets: Float[Tensor, "n k"] | None = None,
-) -> tuple[Tensor, Float[Tensor, "n k"]]:
-    """Compute the cross-entropy after noise of up to 2 eps and a step of eps, unprojected (de Jorge et al. 2022).
-
-    Parameters
-    ----------
-    perturb, seeds, targets
-        As in `pgd_at`.
-    """
-    return pgd_at(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
-
-
 def attacked(
     classifier: nn.Module, images: Tensor, labels: Tensor, perturb: Perturb | None, seeds: Tensor | None
 ) -> Tensor:
@@ -115,9 +77,7 @@ def attacked(
 
 def without_batch_norm(classifier: nn.Module, images: Tensor) -> nn.Module:
     """Fold the batch norm of a frozen classifier for the length of an attack: the same function in fewer operations."""
-    if any(isinstance(module, nn.BatchNorm2d) for module in classifier.modules()):
-        return folded(classifier, images[:4])
-    return classifier
+    return folded(classifier, images[:4]) if has_batch_norm(classifier) else classifier
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustcv.errors import UserError
+from robustcv.errors import UserError, missing_extra
 
 STUDY = "robustcv"
 
@@ -62,9 +62,7 @@ def open_study(storage: str | None, seed: int, *, identity: str | None = None, s
     try:
         import optuna
     except ImportError as error:
-        raise UserError(
-            "RCV-E068", "optuna is not installed", "the search is done by it", 'pip install "robustcv[tune]"'
-        ) from error
+        raise missing_extra("optuna", "the search is done by it", "tune") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     for attempt in range(5):  # two processes that make one database at the same moment get in each other's way

@@ -19,10 +19,11 @@ from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
 from robustcv.evaluation.cost import cost
+from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
-from robustcv.evaluation.worst_case import Job, Planned, WorstCase, robust_metrics
+from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
 from robustcv.models import Loaded
@@ -40,6 +41,7 @@ from robustcv.verbs.prepare import (
     judged,
     parse_options,
     parse_sweep,
+    refuse_unused,
     take_images,
     version,
 )
@@ -189,14 +191,8 @@ def _plans(
         raise UserError(
             "RCV-E094", f"{without} needs gradients", "this model gives none", f"use {', '.join(GRADIENT_FREE)}"
         )
-    for name in method_options:
-        if name not in runs_here:
-            raise UserError(
-                "RCV-E004",
-                f"{name} does not run here, so its options would do nothing",
-                f"this audit runs {', '.join(runs_here)}",
-                f"add it to --attacks, --also or --explain, or leave --set {name}... out",
-            )
+    told = f"this audit runs {', '.join(runs_here)}"
+    refuse_unused(method_options, runs_here, told, add="add it to --attacks, --also or --explain")
     if named or black_box:
         return plan, []
     escalates = options["effort"] in ("standard", "thorough") and options["norm"] != "l0"

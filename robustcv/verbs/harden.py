@@ -20,7 +20,10 @@ from robustcv.verbs.audit import audit
 from robustcv.verbs.compare import Saved, compare
 from robustcv.verbs.prepare import Clock, Result, device_of, is_black_box, number_of_classes, require_same_number
 from robustcv.verbs.threats import parse_threats
-from robustcv.verbs.train import TrainingSets, run_training
+from robustcv.verbs.train import run_training
+from robustcv.verbs.training_sets import TrainingSets
+
+SHOWN = 12  # images of each audit on the page
 
 
 def harden(
@@ -31,12 +34,15 @@ def harden(
     options: Mapping[str, Any],
     state: runs.State,
     progress: Progress,
+    audit_defaults: Mapping[str, Any],
     out: Path | str | None = None,
 ) -> Result:
     """Harden a classifier; ``options`` are the keyword arguments of `robustcv.harden`, all of them.
 
     Parameters
     ----------
+    audit_defaults
+        The options of `robustcv.audit` as they are where nothing is given.
     out
         Folder of the run; the audits before and after are written into it.
     """
@@ -68,11 +74,11 @@ def harden(
     audits = options["audits"] and sets.test is not None
     if options["audits"] and not audits:
         progress.say("these images have no test split, so nothing is audited before and after")
-    before = _audited("before", loaded.classifier, sets, options, out, progress) if audits else None
+    before = _audited("before", loaded.classifier, sets, options, audit_defaults, out, progress) if audits else None
     result = run_training("harden", hardened, sets, options, device, state, progress, clock, begun=True)
     if before is None or result.classifier is None:
         return result
-    after = _audited("after", result.classifier, sets, options, out, progress)
+    after = _audited("after", result.classifier, sets, options, audit_defaults, out, progress)
     compared = compare(before, after, names=("before", "after"), force=True)
     record = result.record.model_copy(
         update={
@@ -118,6 +124,7 @@ def _audited(
     classifier: nn.Module,
     sets: TrainingSets,
     options: Mapping[str, Any],
+    audit_defaults: Mapping[str, Any],
     out: Path | str | None,
     progress: Progress,
 ) -> Saved:
@@ -125,7 +132,8 @@ def _audited(
     assert sets.test is not None
     threat = next((each for each in parse_threats(options) if each.kind in NORMS), None)
     wanted = {
-        **AUDIT_DEFAULTS,
+        **audit_defaults,
+        "cases": SHOWN,
         **{key: options[key] for key in ("effort", "seed", "batch_size")},
         "norm": threat.norm if threat else options["norm"],
         "eps": threat.size if threat else options["eps"],
@@ -135,12 +143,11 @@ def _audited(
     folder = None if out is None else Path(out) / name
     key = runs.fingerprint("audit", name, wanted)
     kept = runs.State(None)
-    if folder is not None and (folder / "report.json").exists():  # from before an interruption
-        found_before = Saved.read(folder)
-        if runs.State(folder / "state").load("fingerprint") == key.encode():
-            return found_before
     if folder is not None:
         place = folder
+        finished = (folder / "report.json").exists()  # from before an interruption
+        if finished and runs.State(folder / "state").load("fingerprint") == key.encode():
+            return Saved.read(folder)
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
     described = {"model": name, "data": sets.spec, **found.record.options}
@@ -149,10 +156,3 @@ def _audited(
         runs.save(folder, record, found.files)
         kept.clear()
     return Saved(str(folder or name), record, found.files)
-
-
-AUDIT_DEFAULTS: dict[str, Any] = {
-    "weights": None, "data_dir": None, "split": "test", "resize": None, "skip_bad": False, "sweep": True,
-    "attacks": None, "eight_bit": False, "eot": 1, "also": [], "explain": ["integrated_gradients"], "cases": 12,
-    "set": [], "fail_under": [], "device": "auto",
-}  # fmt: skip

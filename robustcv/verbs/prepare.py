@@ -139,6 +139,31 @@ def parse_options(given: Any, names: dict[str, Any]) -> dict[str, dict[str, Any]
     return found
 
 
+def refuse_unused(given: Mapping[str, Any], here: Sequence[str], told: str, *, add: str) -> None:
+    """Refuse options of methods that do not run.
+
+    Parameters
+    ----------
+    told
+        What runs, for the error.
+    add
+        How to make a method run, with ``{}`` for its name.
+
+    Raises
+    ------
+    UserError
+        For the first one.
+    """
+    for name in given:
+        if name not in here:
+            raise UserError(
+                "RCV-E004",
+                f"{name} does not run here, so its options would do nothing",
+                told,
+                f"{add.format(name)}, or leave --set {name}... out",
+            )
+
+
 def _read(text: str) -> Any:
     """Read a value from the command line: JSON, a fraction, Python's True and False, or else the text itself."""
     try:

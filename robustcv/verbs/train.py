@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from robustcv import processes, records, runs
-from robustcv.classifier import Classifier
-from robustcv.data import Images, as_images, resized, split_rows
-from robustcv.data import load as load_images
+from robustcv.classifier import Classifier, has_batch_norm
+from robustcv.data import Images
 from robustcv.data.augment import AUGMENTATIONS
 from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import calibration, predict, proportion
 from robustcv.models import Loaded, build, checkpoint, onnx_file
+from robustcv.models.published import Source
 from robustcv.models.sources import head_of
-from robustcv.models.transfer import Source, begin_with, source_weights
+from robustcv.models.transfer import begin_with, source_weights
 from robustcv.runtime import Advance, Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
@@ -35,11 +35,11 @@ from robustcv.verbs.prepare import (
     identity,
     judged,
     parse_options,
+    refuse_unused,
     version,
 )
 from robustcv.verbs.threats import Training, parse_threats, training_threats
-
-VALIDATION_SHARE = 0.1
+from robustcv.verbs.training_sets import TrainingSets
 
 
 def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress) -> Result:
@@ -85,62 +85,6 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress, so
     )
     name = architecture if init is None else f"{architecture}, begun with {init}"
     return Loaded(classifier, name, architecture, described, images.class_names)
-
-
-class TrainingSets:
-    """Training, validation and test images; validation is cut from training where the data has no such split."""
-
-    def __init__(
-        self,
-        images: Any,
-        labels: Any,
-        options: Mapping[str, Any],
-        progress: Progress,
-        *,
-        split_seed: int,
-        any_shape: bool = False,
-    ) -> None:
-        self.spec = images if isinstance(images, str) else None
-        self.split_seed = split_seed
-        self.test: Images | None = None
-        own: Images | None = None
-        if isinstance(images, str):
-            place = {name: options[name] for name in ("data_dir", "resize", "skip_bad")} | {"progress": progress}
-            whole = load_images(images, split="train", **place)
-            own = _split_or_none(images, "val", place)
-            test = _split_or_none(images, "test", place)
-            self.test = None if test is None or test.split != "test" else test  # `val` must not serve twice
-        else:
-            whole = resized(as_images(images, labels, split="train"), options["resize"])
-        if own is not None:
-            self.train, self.validation = whole, own
-        else:
-            rows, held_out = split_rows(whole.labels, VALIDATION_SHARE, split_seed)
-            self.train, self.validation = whole.take(rows), whole.take(held_out)
-        if len(self.train.labels.unique()) < 2:
-            raise UserError(
-                "RCV-E099",
-                f"all {len(self.train)} training images are of one class",
-                "there is nothing to tell apart",
-                "give images of two classes or more",
-            )
-        _, height, width = self.train.shape
-        if height != width and not any_shape:
-            raise UserError(
-                "RCV-E067",
-                f"the training images are {width}x{height} pixels",
-                "the architectures here take square images",
-                f"add --resize {min(height, width)}",
-            )
-
-
-def _split_or_none(spec: str, split: str, place: Mapping[str, Any]) -> Images | None:
-    try:
-        return load_images(spec, split=split, **place)
-    except UserError as error:
-        if error.code == "RCV-E047":  # there is no such split
-            return None
-        raise
 
 
 def run_training(
@@ -323,7 +267,7 @@ def fit_once(
         If the loss is no number in the first epoch.
     """
     name = options["objective"]
-    couples = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules())
+    couples = has_batch_norm(classifier)
     if options["batch_size"] < (2 if couples else 1) * processes.size():
         raise UserError(
             "RCV-E098",
@@ -333,7 +277,7 @@ def fit_once(
         )
     threats = threats or training_threats(options)
     given = parse_options(options["set"], OBJECTIVES)
-    _refuse_unused(given, name)
+    refuse_unused(given, [name], f"this run trains with {name}", add="add --objective {}")
     extra = given.get(name, {})
     if "eps" in inspect.signature(OBJECTIVES[name]).parameters:
         extra["eps"] = parse_threats(options)[0].size
@@ -351,17 +295,6 @@ def fit_once(
         save_state=save_state,
         advance=advance,
     )
-
-
-def _refuse_unused(given: Mapping[str, Any], objective: str) -> None:
-    for name in given:
-        if name != objective:
-            raise UserError(
-                "RCV-E004",
-                f"{name} does not run here, so its options would do nothing",
-                f"this run trains with {objective}",
-                f"add --objective {name}, or leave --set {name}... out",
-            )
 
 
 def _to_bytes(content: dict[str, Any]) -> bytes:

@@ -9,11 +9,12 @@ import torch
 from robustcv import records, runs
 from robustcv.errors import UserError, unknown_name
 from robustcv.runtime import Progress, pick_device
-from robustcv.training import OBJECTIVES, Diverged
+from robustcv.training import OBJECTIVES
 from robustcv.training.search import Report, Scores, finished, front, open_study, search, suggest
 from robustcv.verbs.prepare import Clock, Result, describe_data, identity, version
 from robustcv.verbs.threats import training_threats
-from robustcv.verbs.train import TrainingSets, default_augment, fit_once, untrained
+from robustcv.verbs.train import default_augment, fit_once, untrained
+from robustcv.verbs.training_sets import TrainingSets
 
 
 def tune(
@@ -51,8 +52,6 @@ def tune(
 
         threats = replace(training_threats(made), validate_with=judge)  # one attack judges all, standard ones too
         fitted = fit_once(loaded.classifier, sets, made, after, threats=threats)
-        if fitted.stopped and not fitted.epochs:
-            raise Diverged(fitted.stopped)
         return _scores(vars(next(each for each in fitted.epochs if each.epoch == fitted.selected_epoch)))
 
     with progress.stage(f"search, {options['trials']} trials", options["trials"]) as advance:

@@ -1,0 +1,207 @@
+"""One attack on one block of images: packed into batches, judged, checked again by the plain classifier, saved."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustcv import draws, runs
+from robustcv.attacks import is_minimum_norm
+from robustcv.attacks.losses import margin, wrong_classes
+from robustcv.attacks.norms import NORMS, Norm
+from robustcv.classifier import Judge, Tracked, right, to_eight_bit
+from robustcv.evaluation.job import Job, Planned
+
+TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
+_ARRAYS = ("rows", "broken", "distance", "score", "kept", "best", "ranked")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What one run did to some rows: broken or not, distance and score of each one's best candidate."""
+
+    rows: Tensor
+    broken: Tensor
+    distance: Tensor
+    score: Tensor
+    kept: Tensor
+    best: Tensor
+    ranked: Tensor
+    forward: int
+    backward: int
+    seconds: float
+
+
+def load_saved(state: runs.State, key: str) -> Attacked | None:
+    """Read what an interrupted run has saved under a key; None where it has not come that far."""
+    if (arrays := state.load_arrays(key)) is None:
+        return None
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    counts, seconds = tensors.pop("counts").tolist(), float(tensors.pop("seconds"))
+    return Attacked(**tensors, forward=counts[0], backward=counts[1], seconds=seconds)
+
+
+def save(state: runs.State, key: str, done: Attacked) -> None:
+    """Write down what one run did, so that it need not be repeated."""
+    arrays = {name: getattr(done, name).numpy() for name in _ARRAYS}
+    counts = {"counts": np.array([done.forward, done.backward]), "seconds": np.array(done.seconds)}
+    state.save_arrays(key, {**arrays, **counts})
+
+
+def attack_rows(
+    job: Job,
+    planned: Planned,
+    eps: float,
+    rows: Tensor,
+    block: Tensor,
+    ranked: Tensor | None,
+    round_number: int,
+    purpose: str,
+    options: Mapping[str, Any],
+) -> Attacked:
+    """Pack the rows into batches and attack each."""
+    started = time.monotonic()
+    parts = []
+    in_turn = "classes" in options  # towards one class a round
+    ranks: list[Tensor] = []
+    for batch in rows.split(job.batch_size) if len(rows) else ():
+        targets = None
+        extra = 0
+        if in_turn and ranked is None:
+            ranks.append(_rank(job, batch))
+            targets, extra = ranks[-1][:, round_number], len(batch) * job.samples
+        elif in_turn and ranked is not None:
+            places = torch.searchsorted(block, batch)
+            if round_number >= ranked.shape[1]:
+                break  # there are not that many wrong classes
+            targets = ranked[places, round_number]
+        part = _attack_batch(job, planned, eps, batch, targets, purpose, options)
+        parts.append(replace(part, forward=part.forward + extra))
+    if not parts:
+        no_rows, picture, none = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
+        return Attacked(no_rows, none.bool(), none, none, no_rows, picture, torch.empty(0, 0).long(), 0, 0, 0.0)
+    table = torch.empty(0, 0).long()
+    if ranks:
+        table = torch.zeros(len(block), ranks[0].shape[1], dtype=torch.int64)
+        table[torch.searchsorted(block, rows)] = torch.cat(ranks)
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ARRAYS if name != "ranked"}
+    return Attacked(
+        **joined,
+        ranked=table,
+        forward=sum(part.forward for part in parts),
+        backward=sum(part.backward for part in parts),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _rank(job: Job, rows: Tensor) -> Tensor:
+    """Rank the wrong classes of some clean images, with a forward pass of their own."""
+    clean, labels = next(job.images.take(rows).batches(len(rows)))
+    with torch.no_grad():
+        return wrong_classes(job.classifier(clean.to(job.device)), labels.to(job.device)).cpu()
+
+
+def _attack_batch(
+    job: Job,
+    planned: Planned,
+    eps: float,
+    rows: Tensor,
+    targets: Tensor | None,
+    purpose: str,
+    options: Mapping[str, Any],
+) -> Attacked:
+    """Attack one batch and check what comes back."""
+    chosen = job.images.take(rows)
+    clean, labels = next(chosen.batches(len(rows)))
+    clean, labels = clean.to(job.device), labels.to(job.device)
+    ball = NORMS[job.norm]
+    tracked = Tracked(job.fast or job.classifier, clean, make_judge(clean, labels, ball, eps), eight_bit=job.eight_bit)
+    seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)
+    given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
+    if targets is not None:
+        given["towards"] = targets.to(job.device)
+    checks = 0
+    for attempt in range(2):
+        if attempt == 1:  # once more, on the plain classifier, for those whose success it did not share
+            tracked.classifier, tracked.judge = job.classifier, make_judge(clean, labels, ball, eps)
+        returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
+        if job.eight_bit:
+            returned = to_eight_bit(returned, clean)
+        checked = _check(job.classifier, tracked, returned)
+        checks += checked.forward
+        if not tracked.doubt(checked.confirmed):
+            break
+    broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
+    distance = ball.distance(checked.candidates, clean).cpu()
+    return Attacked(
+        rows=rows,
+        broken=broken,
+        distance=distance,
+        score=tracked.best_score.cpu().double(),
+        kept=rows[keep],
+        best=checked.candidates.cpu()[keep],
+        ranked=torch.empty(0, 0).long(),
+        forward=int(tracked.forwards.sum()) + checks,
+        backward=int(tracked.backwards.sum()),
+        seconds=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    candidates: Tensor
+    confirmed: Tensor
+    forward: int
+
+
+def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor) -> _Checked:
+    """Ask the plain classifier again about every success, and for the first time about what an attack only returned.
+
+    One forward pass an image; one more for each image that only this pass found broken.
+    """
+    everyone = torch.arange(len(returned), device=returned.device)
+    candidates = torch.where(_wide(tracked.broken), tracked.best, returned)
+    with torch.no_grad():
+        confirmed, score = tracked.judge(candidates, classifier(candidates), everyone)
+        forward = len(returned) * tracked.samples
+        fresh = (confirmed & tracked.in_play).nonzero().squeeze(1)
+        if len(fresh):
+            again, _ = tracked.judge(candidates[fresh], classifier(candidates[fresh]), fresh)
+            confirmed[fresh], forward = again, forward + len(fresh) * tracked.samples
+    closer = score < tracked.best_score
+    tracked.best_score = torch.where(closer, score.to(tracked.best_score), tracked.best_score)
+    tracked.in_play &= ~confirmed
+    best = torch.where(_wide(tracked.in_play & ~closer), tracked.best, candidates)
+    return _Checked(best, confirmed, forward)
+
+
+def _wide(mask: Tensor) -> Tensor:
+    return mask[:, None, None, None]
+
+
+def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps: float) -> Judge:
+    """Make the success rule: a wrong (or not finite) answer to a candidate in the ball and in [0, 1].
+
+    A candidate is measured, in float64, when it would be an image's best so far: the others change nothing.
+    """
+    lowest = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=clean.device)
+
+    def judge(candidates: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        wrong = ~right(logits, labels[rows])
+        score = torch.where(logits.isfinite().all(1), -margin(logits, labels[rows], None), -torch.inf).double()
+        matters = wrong | (score < lowest[rows])
+        inside = matters.clone()
+        which = matters.nonzero().squeeze(1)
+        if len(which):
+            asked, own = candidates[which], rows[which]
+            near = ball.distance(asked, clean[own]) <= eps * (1 + TOLERANCE) + TOLERANCE
+            inside[which] = near & ((asked >= 0) & (asked <= 1)).flatten(1).all(1)
+            lowest[own] = torch.where(inside[which], torch.minimum(score[which], lowest[own]), lowest[own])
+        return wrong & inside, torch.where(inside, score, torch.inf)
+
+    return judge

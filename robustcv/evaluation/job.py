@@ -1,0 +1,81 @@
+"""What is to be run: attacks with their options, and the classifier and images they are run on."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from robustcv import runs
+from robustcv.data import ImageSet
+from robustcv.evaluation.accuracy import Predictions
+from robustcv.runtime import Advance
+
+Reason = Literal["plan", "probe", "escalation"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack with the options it runs with.
+
+    Parameters
+    ----------
+    reach
+        Leave out images whose margin no attack before has brought down by this share of the clean one: 0 takes all.
+    """
+
+    name: str
+    attack: Callable[..., Tensor]
+    options: Mapping[str, Any]
+    reach: float = 0.0
+
+    @property
+    def weight(self) -> int:
+        """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
+        known = inspect.signature(self.attack).parameters
+        values = {name: self.options.get(name, parameter.default) for name, parameter in known.items()}
+        length = 3 * int(values.get("steps", 1) or 300) if "queries" not in values else int(values["queries"])
+        return length * int(values.get("restarts", 1)) * int(values.get("classes", 1)) + 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a worst case needs: the classifier (frozen, on ``device``), the images, and how to run.
+
+    Parameters
+    ----------
+    fast
+        The same function in fewer operations, for attacks to ask; what they find is judged by ``classifier``.
+    remember
+        Images whose best candidate is kept even where it did not succeed.
+    eight_bit
+        Count a candidate only after rounding it to 8 bits, as a file would hold it.
+    advance
+        Called with the number of images after each block and attack.
+    """
+
+    classifier: nn.Module
+    images: ImageSet
+    predictions: Predictions
+    norm: str
+    seed: int
+    batch_size: int
+    device: torch.device
+    state: runs.State
+    fast: nn.Module | None = None
+    remember: Bool[Tensor, " n"] | None = None
+    eight_bit: bool = False
+    advance: Advance = field(default=lambda _: None)
+
+    @property
+    def samples(self) -> int:
+        """Passes that one query costs: more than one for a classifier that averages over its randomness."""
+        return int(getattr(self.classifier, "samples", 1))
+
+    def kept(self) -> Bool[Tensor, " n"]:
+        """Mark the images to remember."""
+        none = torch.zeros(len(self.images), dtype=torch.bool)
+        return none if self.remember is None else self.remember
