@@ -51,4 +51,5 @@ def half_error(first: Float[Tensor, "n ..."], second: Float[Tensor, "n ..."]) ->
     """
     mean, difference = (first + second) / 2, (first - second) / 2
     length = mean.flatten(1).norm(dim=1)
-    return (difference.flatten(1).norm(dim=1) / length.clamp_min(1e-30)).where(length > 0, 0.0).float()
+    share: Tensor = difference.flatten(1).norm(dim=1) / length.clamp_min(1e-30)
+    return share.where(length > 0, 0.0).float()

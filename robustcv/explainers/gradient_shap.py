@@ -5,9 +5,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws
-from robustcv.explainers.explanation import Explanation, completeness_gap
+from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
+from robustcv.explainers.passes import chunk_size, in_chunks, target_gradients, target_logits
+from robustcv.explainers.references import Reference, describe, references
 
 LEVELS = 11
+GREYS = ",".join(str(level / (LEVELS - 1)) for level in range(LEVELS))
 
 
 def gradient_shap(
@@ -17,13 +20,15 @@ def gradient_shap(
     *,
     seeds: Int64[Tensor, " n"] | None = None,
     samples: int = 32,
-    rows: int = 256,
+    baselines: Reference = GREYS,
+    rows: int | None = None,
 ) -> Explanation:
     """Average (x - b) * gradient over random baselines b and random points of the path (Erion et al. 2021, eq. 3).
 
-    The baselines are constant grey images of 11 levels from black to white, drawn without replacement in turn; the
-    point on the path is drawn from each of ``samples`` equal parts once, which is what makes few samples go far. Our
-    own code, because captum's and shap's draw from global generators, so that an image's map would depend on its batch.
+    The baselines, unless told otherwise constant grey images of 11 levels from black to white, are drawn without
+    replacement in turn; the point on the path is drawn from each of ``samples`` equal parts once, which is what makes
+    few samples go far. Our own code, because captum's and shap's draw from global generators, so that an image's map
+    would depend on its batch.
 
     Parameters
     ----------
@@ -35,33 +40,48 @@ def gradient_shap(
         One per image; None uses the position in the batch.
     samples
         Pairs of baseline and point, per image.
+    baselines
+        Other images ``b c h w`` (expected gradients proper), or another of `references` that is the same for all.
     rows
-        Images sent through the classifier at a time.
+        Images sent through the classifier at a time; None suits their size.
     """
-    n = len(images)
+    n, ends = len(images), images.detach()
+    rows = chunk_size(images, rows)
     seeds = draws.fresh_seeds(n).to(images.device) if seeds is None else seeds
+    others = torch.cat(references(images, baselines))
     order = draws.uniform(seeds, (samples,), 0).argsort(dim=1)  # each image's own shuffle of the parts
     points = (order + draws.uniform(seeds, (samples,), 1)) / samples
-    shuffled = draws.uniform(seeds, (-(-samples // LEVELS), LEVELS), 2).argsort(dim=2).reshape(n, -1)[:, :samples]
-    levels = (shuffled / (LEVELS - 1)).to(images)
-    heatmaps = torch.zeros_like(images)
-    for columns in torch.arange(samples, device=images.device).split(max(1, rows // n)):
-        k = len(columns)
-        base = levels[:, columns].reshape(n * k, 1, 1, 1)
-        t = points[:, columns].to(images).reshape(n * k, 1, 1, 1)
-        ends = images.detach().repeat_interleave(k, dim=0)
-        inputs = (base + t * (ends - base)).requires_grad_()
-        logits = classifier(inputs).gather(1, targets.repeat_interleave(k)[:, None])
-        (gradient,) = torch.autograd.grad(logits.sum(), inputs)
-        heatmaps += (gradient * (ends - base)).reshape(n, k, *images.shape[1:]).sum(1) / samples
+    turns = draws.uniform(seeds, (-(-samples // len(others)), len(others)), 2).argsort(dim=2)
+    which = turns.reshape(n, -1)[:, :samples]
+    halves = [torch.zeros_like(images), torch.zeros_like(images)]
+    for column in torch.arange(samples, device=images.device).split(max(1, rows // n)):
+        k = len(column)
+        owner = torch.arange(n, device=images.device).repeat_interleave(k)
+        base, t = which[:, column].flatten(), points[:, column].to(images).reshape(n * k, 1, 1, 1)
+
+        def make(part: slice, owner: Tensor = owner, base: Tensor = base, t: Tensor = t) -> Tensor:
+            return others[base[part]] + t[part] * (ends[owner[part]] - others[base[part]])
+
+        gradient = target_gradients(classifier, make, targets[owner], rows)
+        shares = (gradient * (ends[owner] - others[base])).unflatten(0, (n, k))
+        for half in (0, 1):
+            halves[half] += shares[:, column % 2 == half].sum(1)
+    counts = (samples + 1) // 2, max(1, samples // 2)
+    heatmaps = (halves[0] + halves[1]) / samples
+    uncertain = half_error(halves[0] / counts[0], halves[1] / counts[1]) if samples > 1 else torch.full((n,), torch.nan)
     with torch.no_grad():
-        own = classifier(images).gather(1, targets[:, None]).squeeze(1)
-        grey = torch.linspace(0, 1, LEVELS, device=images.device, dtype=images.dtype)
-        flat = grey.reshape(-1, 1, 1, 1).expand(LEVELS, *images.shape[1:])
-        at_levels = classifier(flat)[:, targets].T.gather(1, shuffled).mean(1)
+        at_others = torch.cat(in_chunks(lambda part: classifier(others[part]), len(others), rows))
+    before = at_others[:, targets].T.gather(1, which).mean(1)
+    change = target_logits(classifier, ends, targets, rows) - before
     return Explanation(
         heatmaps=heatmaps.float(),
-        error=completeness_gap(heatmaps.flatten(1).sum(1), own - at_levels).float(),
+        error=uncertain,
         forwards=torch.full((n,), 2 * samples + 1),
-        details={"target": "logit", "baseline": f"{LEVELS} grey levels, black to white", "samples": samples},
+        details={
+            "target": "logit",
+            "baseline": f"{LEVELS} grey levels, black to white" if baselines is GREYS else describe(baselines),
+            "samples": samples,
+            "shared_forwards": len(others),
+        },
+        gap=completeness_gap(heatmaps.flatten(1).sum(1), change),
     )

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv.explainers.explanation import Explanation, completeness_gap
+from robustcv.explainers.passes import chunk_size
+from robustcv.explainers.references import Reference, describe, references
+from robustcv.explainers.regions import Regions, painted, regions_of
 
 
 def partition_shap(
@@ -20,13 +23,15 @@ def partition_shap(
     *,
     seeds: Int64[Tensor, " n"] | None = None,
     evaluations: int = 300,
-    rows: int = 64,
+    regions: Regions = "pixels",
+    fill: Reference = "mean",
+    rows: int | None = None,
 ) -> Explanation:
-    """Share the target's logit among rectangles of pixels by Owen values (Lundberg; shap's PartitionExplainer).
+    """Share the target's logit among parts of the image by Owen values (Lundberg; shap's PartitionExplainer).
 
-    The image is halved again and again along its longer side; hidden pixels show the image's mean colour. All channels
-    of a pixel are one player. The order of evaluation goes where it matters most, so a map of few evaluations is
-    coarse, but complete: its sum is the change of the logit from the mean-coloured image.
+    The image is halved again and again along its longer side, down to single pixels, or superpixels are joined with
+    their nearest. All channels of a pixel are one player. The order of evaluation goes where it matters most, so a map
+    of few evaluations is coarse, but complete: its sum is the change of the logit from the filled image.
 
     Parameters
     ----------
@@ -38,53 +43,67 @@ def partition_shap(
         Not used: the method is deterministic.
     evaluations
         Masked images per image.
+    regions
+        ``pixels``, or ``slic:50`` and the like; see `regions.regions_of`.
+    fill
+        What hidden pixels show: ``mean``, ``blur`` or a grey level; see `references`.
     rows
-        Masked images sent through the classifier at a time.
+        Masked images sent through the classifier at a time; None suits their size.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing shap trips over newer matplotlib; nothing the user could decide
         from shap.explainers import PartitionExplainer
 
     h, w = images.shape[2:]
-    tree = halving_tree(int(h), int(w))
+    where = None if isinstance(regions, str) and regions == "pixels" else regions_of(images, regions)
+    (behind,) = references(images, fill)
+    behind, batch = behind.expand_as(images), chunk_size(images, rows)
     maps, gaps, costs = [], [], []
-    for image, target in zip(images.detach(), targets.tolist(), strict=True):
-        game = _Game(classifier, image, target)
-        explainer = PartitionExplainer(game, _Masker(tree, int(h * w)))
-        row = explainer.explain_row(
-            np.arange(h * w)[None],
+    for number, (image, target) in enumerate(zip(images.detach(), targets.tolist(), strict=True)):
+        places = torch.arange(h * w).reshape(h, w) if where is None else where[number].cpu()
+        players = int(places.max()) + 1
+        game = _Game(classifier, image, behind[number], places, target)
+        tree = halving_tree(int(h), int(w)) if where is None else nearest_tree(places)
+        row = PartitionExplainer(game, _Masker(tree, players)).explain_row(
+            np.arange(players)[None],
             max_evals=evaluations,
             main_effects=False,
             error_bounds=False,
             outputs=None,
             silent=True,
-            batch_size=rows,
+            batch_size=batch,
         )
-        heatmap = torch.from_numpy(np.asarray(row["values"], np.float32)).reshape(1, h, w)
+        heatmap = painted(torch.from_numpy(np.asarray(row["values"], np.float32)), places)
         maps.append(heatmap)
-        everything = np.ones((1, int(h * w)), dtype=bool)
+        everything = np.ones((1, players), dtype=bool)
         change = float(game(everything)[0] - game(~everything)[0])
         gaps.append(completeness_gap(heatmap.sum()[None], torch.tensor([change])))
         costs.append(game.forwards)
     return Explanation(
         heatmaps=torch.stack(maps).to(images.device),
-        error=torch.cat(gaps).to(images.device),
+        error=torch.full((len(images),), torch.nan, device=images.device),
         forwards=torch.tensor(costs),
-        details={"target": "logit", "baseline": "mean colour of the image", "evaluations": evaluations},
+        details={
+            "target": "logit",
+            "baseline": describe(fill),
+            "regions": regions if isinstance(regions, str) else "given",
+            "evaluations": evaluations,
+        },
+        gap=torch.cat(gaps).to(images.device),
     )
 
 
 class _Game:
-    """The function shap sees: rows of pixels that are shown, to the target's logit."""
+    """The function shap sees: rows of players that are shown, to the target's logit."""
 
-    def __init__(self, classifier: nn.Module, image: Tensor, target: int) -> None:
-        self.classifier, self.image, self.target = classifier, image, target
-        self.fill = image.mean(dim=(1, 2), keepdim=True)
+    def __init__(self, classifier: nn.Module, image: Tensor, fill: Tensor, places: Tensor, target: int) -> None:
+        self.classifier, self.image, self.fill, self.target = classifier, image, fill, target
+        self.places = places.to(image.device)
         self.forwards = 0
 
     def __call__(self, shown: NDArray[np.bool_]) -> NDArray[np.float64]:
         mask = torch.from_numpy(np.asarray(shown, dtype=bool)).to(self.image.device)
-        masked = torch.where(mask.reshape(-1, 1, *self.image.shape[1:]), self.image, self.fill)
+        masked = torch.where(mask[:, self.places][:, None], self.image, self.fill)
         with torch.no_grad():
             logits = self.classifier(masked)[:, self.target]
         self.forwards += len(masked)
@@ -121,3 +140,16 @@ def halving_tree(height: int, width: int) -> NDArray[np.float64]:
 
     build(0, 0, height, width)
     return np.array([[a, b, size, size] for a, b, size in joins], dtype=float)
+
+
+def nearest_tree(places: Int64[Tensor, "h w"]) -> NDArray[np.float64]:
+    """Build the tree that joins the regions whose centres are nearest, in scipy's linkage form."""
+    from scipy.cluster.hierarchy import linkage
+
+    h, w = places.shape
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    sizes = torch.bincount(places.flatten())
+    centres = [torch.bincount(places.flatten(), weights=each.flatten().double()) / sizes for each in (y, x)]
+    if len(sizes) == 1:
+        return np.zeros((0, 4))
+    return np.asarray(linkage(torch.stack(centres, 1).numpy(), "average"), dtype=float)

@@ -1,0 +1,98 @@
+"""LIME: the linear model of regions that fits best near the image."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustcv import draws
+from robustcv.explainers.coalitions import Coalitions, draw, every_other
+from robustcv.explainers.explanation import Explanation, half_error
+from robustcv.explainers.pool import Pool, at_targets
+from robustcv.explainers.references import Reference, describe
+from robustcv.explainers.regions import Regions, painted
+
+
+def lime(
+    classifier: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    targets: Int64[Tensor, " n"],
+    *,
+    seeds: Int64[Tensor, " n"] | None = None,
+    samples: int = 256,
+    regions: Regions = "slic:16",
+    fill: Reference = "mean",
+    ridge: float = 1e-3,
+    width: float = 0.25,
+    rows: int | None = None,
+    pool: Pool | None = None,
+) -> Explanation:
+    """Fit a weighted ridge regression of the target's logit on which regions are shown (Ribeiro et al. 2016).
+
+    Weights are exp(-d^2 / width^2) of the cosine distance d between a mask and the whole image, as in lime. Masks are
+    drawn by size and each weighted by how many it stands for, so that what is fitted is the regression over all masks,
+    equally likely, whatever was drawn; the passes are the ones that `shapley` and `kernel_shap` use too.
+
+    Parameters
+    ----------
+    classifier
+        Images in [0, 1] to logits; only queried, never differentiated.
+    images, targets
+        Images in [0, 1], and for each the class whose logit is explained.
+    seeds
+        One per image; None uses the position in the batch.
+    samples
+        Masked images per image.
+    regions
+        ``grid:4``, ``grid:3x4``, ``slic:16`` or numbers ``h w`` or ``n h w``; see `regions.regions_of`.
+    fill
+        What hidden regions show: ``mean``, ``blur``, a grey level or other images; see `references`.
+    ridge
+        Strength of the penalty, as a share of the weight of all masks (lime's own is 1 in units of one mask).
+    width
+        Width of the kernel.
+    rows
+        Masked images sent through the classifier at a time; None suits their size.
+    pool
+        Masked passes to share with other methods; None begins one.
+    """
+    game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
+    seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
+    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
+    values = at_targets(game.logits([each.masks for each in drawn]), targets)
+    maps, halves = [], []
+    for each, own, where in zip(drawn, values, game.regions.cpu(), strict=True):
+        maps.append(painted(torch.from_numpy(coefficients(each, own, ridge, width)), where))
+        parts = [coefficients(*every_other(each, own, k), ridge, width) for k in (0, 1)]
+        halves.append(torch.stack([painted(torch.from_numpy(part), where) for part in parts]))
+    pair = torch.stack(halves)
+    return Explanation(
+        heatmaps=torch.stack(maps).to(images.device).float(),
+        error=half_error(pair[:, 0], pair[:, 1]).to(images.device),
+        forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
+        details={
+            "target": "logit",
+            "baseline": describe(fill),
+            "regions": regions if isinstance(regions, str) else "given",
+            "samples": samples,
+            "kernel_width": width,
+            "ridge": ridge,
+        },
+    )
+
+
+def coefficients(drawn: Coalitions, values: NDArray[np.float64], ridge: float, width: float) -> NDArray[np.float64]:
+    """Solve the weighted ridge regression with a free intercept."""
+    if not np.ptp(values):
+        return np.zeros(drawn.masks.shape[1])
+    masks = drawn.masks.astype(float)
+    k = masks.shape[1]
+    size = masks.sum(1)
+    weight = drawn.stands_for * np.exp(-((1 - np.sqrt(size / k)) ** 2) / width**2)
+    weight = weight / weight.sum()
+    x, y = masks - weight @ masks, values - weight @ values
+    solved: NDArray[np.float64] = np.linalg.lstsq(
+        (x.T * weight) @ x + ridge * np.eye(k), (x.T * weight) @ y, rcond=None
+    )[0]
+    return solved

@@ -1,0 +1,79 @@
+"""Shapley values of an image's regions, with 95 % intervals."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from robustcv import draws
+from robustcv.explainers.coalitions import draw
+from robustcv.explainers.explanation import Explanation, completeness_gap
+from robustcv.explainers.odd_process import shapley_values
+from robustcv.explainers.pool import Pool, at_targets
+from robustcv.explainers.references import Reference, describe
+from robustcv.explainers.regions import Regions, painted
+
+
+def shapley(
+    classifier: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    targets: Int64[Tensor, " n"],
+    *,
+    seeds: Int64[Tensor, " n"] | None = None,
+    samples: int = 256,
+    regions: Regions = "slic:16",
+    fill: Reference = "mean",
+    rows: int | None = None,
+    pool: Pool | None = None,
+) -> Explanation:
+    """Share the target's logit among regions by their Shapley values (Shapley 1953), estimated with intervals.
+
+    The game shows some regions and fills the others. Coalitions are drawn in pairs, by size and without replacement
+    (`coalitions`); the estimate and its interval come from a Gaussian process over odd functions (`odd_process`), which
+    needs a quarter of the passes of shap's KernelExplainer for the same error. With 2**regions samples it is exact.
+
+    Parameters
+    ----------
+    classifier
+        Images in [0, 1] to logits; only queried, never differentiated.
+    images, targets
+        Images in [0, 1], and for each the class whose logit is explained.
+    seeds
+        One per image; None uses the position in the batch.
+    samples
+        Masked images per image.
+    regions
+        ``grid:4``, ``grid:3x4``, ``slic:16`` or numbers ``h w`` or ``n h w``; see `regions.regions_of`.
+    fill
+        What hidden regions show: ``mean``, ``blur``, a grey level or other images; see `references`.
+    rows
+        Masked images sent through the classifier at a time; None suits their size.
+    pool
+        Masked passes to share with other methods; None begins one.
+    """
+    game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
+    seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
+    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
+    values = at_targets(game.logits([each.masks for each in drawn]), targets)
+    maps, margins, errors = [], [], []
+    for each, own, where in zip(drawn, values, game.regions.cpu(), strict=True):
+        estimate, margin = shapley_values(each.masks, own)
+        maps.append(painted(torch.from_numpy(estimate), where))
+        margins.append(painted(torch.from_numpy(margin), where))
+        length = float(np.linalg.norm(estimate))
+        errors.append(float(np.linalg.norm(margin)) / 1.96 / length if length else 0.0)
+    heatmaps = torch.stack(maps).to(images.device)
+    change = torch.tensor([own[1] - own[0] for own in values]).to(heatmaps)
+    return Explanation(
+        heatmaps=heatmaps.float(),
+        error=torch.tensor(errors, device=images.device),
+        forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
+        details={
+            "target": "logit",
+            "baseline": describe(fill),
+            "regions": regions if isinstance(regions, str) else "given",
+            "samples": samples,
+        },
+        gap=completeness_gap(heatmaps.flatten(1).sum(1), change),
+        margin=torch.stack(margins).to(images.device).float(),
+    )

@@ -1,0 +1,593 @@
+"""Heat maps against closed forms, exact enumeration and the libraries where they are right."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import Curved, make_images, make_linear
+from test_explainers import explain
+from torch import nn
+
+from robustcv.errors import UserError
+from robustcv.explainers import EXPLAINERS
+from robustcv.explainers.coalitions import draw
+from robustcv.explainers.gradient_shap import LEVELS
+from robustcv.explainers.kernel_shap import least_squares
+from robustcv.explainers.lime import coefficients
+from robustcv.explainers.odd_process import exact, shapley_values
+from robustcv.explainers.partition_shap import halving_tree, nearest_tree
+from robustcv.explainers.pool import Pool
+from robustcv.explainers.references import references
+from robustcv.explainers.regions import counts, regions_of
+
+
+@pytest.fixture
+def problem():
+    return Curved(), make_images(5, dtype=torch.float32), torch.tensor([0, 1, 2, 3, 1])
+
+
+# -- a linear classifier: every method's answer is weights times change ---
+
+
+def linear_case(dtype=torch.float64):
+    model = make_linear(4, (3, 6, 5), dtype=dtype)
+    images, targets = make_images(3, dtype=dtype), torch.tensor([3, 0, 2])
+    weights = model.weights.detach()[targets].reshape(3, 3, 6, 5)
+    return model, images, targets, weights
+
+
+PIXELS = torch.arange(30).reshape(6, 5)
+LINEAR_CASES = {
+    "input_x_gradient": ({}, 0.0),
+    "integrated_gradients": ({"baseline": 0.25, "steps": 1}, 0.25),
+    "gradient_shap": ({"baselines": 0.25, "samples": 3}, 0.25),
+    "deep_lift": ({"baseline": 0.25}, 0.25),
+    "deep_shap": ({"baselines": 0.25}, 0.25),
+    "captum_deep_lift": ({"baseline": 0.25}, 0.25),
+    "occlusion": ({"regions": PIXELS, "fill": 0.25}, 0.25),
+    "shapley": ({"regions": PIXELS, "fill": 0.25, "samples": 160}, 0.25),
+    "kernel_shap": ({"regions": PIXELS, "fill": 0.25, "samples": 160}, 0.25),
+    "lime": ({"regions": PIXELS, "fill": 0.25, "samples": 160, "ridge": 0.0}, 0.25),
+    "partition_shap": ({"fill": 0.25, "evaluations": 4000}, 0.25),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_CASES)
+def test_on_a_linear_model_the_map_is_weights_times_change(name) -> None:
+    model, images, targets, weights = linear_case()
+    options, level = LINEAR_CASES[name]
+    found = explain(name, model, images, targets, **options)
+    wanted = weights * (images - level)
+    wanted = wanted if found.heatmaps.shape[1] == 3 else wanted.sum(1, keepdim=True)
+    assert torch.allclose(found.heatmaps.double(), wanted, atol=1e-6 * float(wanted.abs().max()) * 10)
+    assert found.gap is None or (found.gap < 1e-6).all()
+    if name in ("integrated_gradients", "shapley", "kernel_shap", "lime"):
+        assert found.error.isnan().all() or (found.error < 1e-6).all()
+
+
+def test_saliency_and_smooth_grad_of_a_linear_model_are_its_weights_and_var_grad_is_nothing() -> None:
+    model, images, targets, weights = linear_case()
+    for name in ("saliency", "smooth_grad"):
+        assert torch.allclose(explain(name, model, images, targets).heatmaps.double(), weights, atol=1e-6)
+    assert explain("var_grad", model, images, targets).heatmaps.abs().max() < 1e-12
+
+
+def test_gradient_shap_of_a_linear_model_is_weights_times_the_mean_change() -> None:
+    model, images, targets, weights = linear_case(torch.float32)
+    found = explain("gradient_shap", model, images, targets, samples=2 * LEVELS)  # every grey level twice: mean 0.5
+    assert torch.allclose(found.heatmaps, weights * (images - 0.5), atol=1e-4)
+    assert (found.gap < 1e-3).all()
+
+
+def test_occlusion_with_overlapping_windows_is_the_mean_over_windows_that_hide_a_pixel() -> None:
+    model, images, targets, weights = linear_case()
+    found = explain("occlusion", model, images, targets, regions="grid:6x5", window=2, fill=0.0).heatmaps.double()
+    share = (weights * images).sum(1)
+    slow = torch.zeros_like(share)
+    covers = torch.zeros(6, 5)
+    for top, left in itertools.product(range(5), range(4)):
+        window = (slice(None), slice(top, top + 2), slice(left, left + 2))
+        slow[window] += share[window].sum((1, 2), keepdim=True) / 4
+        covers[window[1:]] += 1
+    assert torch.allclose(found[:, 0], slow / covers, atol=1e-5)
+
+
+def test_rise_of_a_linear_model_approaches_the_regression_on_its_masks() -> None:
+    """A logit that reads one place alone: the slope is highest there, and right in size."""
+    weights = torch.zeros(2, 3 * 8 * 8, dtype=torch.float64)
+    weights[1].reshape(3, 8, 8)[:, 2, 5] = 1.0
+    model = make_linear(2, (3, 8, 8))
+    model.weights.data, model.bias.data = weights, torch.zeros(2, dtype=torch.float64)
+    images = make_images(1, (3, 8, 8))
+    found = explain("rise", model, images, torch.tensor([1]), samples=3000, cells=4).heatmaps[0, 0]
+    assert divmod(int(found.argmax()), 8) == (2, 5)
+    assert float(found[2, 5]) == pytest.approx(float(images[0, :, 2, 5].sum()), rel=0.02)
+
+
+# -- small functions with known integrals ---
+
+
+class Formula(nn.Module):
+    """A logit of the pixels by a formula; the other class is its negative."""
+
+    def __init__(self, formula) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, images):
+        value = self.formula(images.flatten(1))
+        return torch.stack([value, -value], 1)
+
+
+def pixels(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, -1)
+
+
+FIRST = torch.tensor([0])
+
+
+def test_integrated_gradients_of_squares_are_exact_with_one_point() -> None:
+    x = pixels(0.3, 0.8, 0.5)
+    found = explain("integrated_gradients", Formula(lambda p: (p**2).sum(1)), x, FIRST, steps=1)
+    assert torch.allclose(found.heatmaps.double(), x**2, atol=1e-7)
+
+
+def test_a_product_is_shared_equally() -> None:
+    x, model = pixels(0.6, 0.9), Formula(lambda p: p[:, 0] * p[:, 1])
+    halves = torch.arange(2).reshape(1, 2)
+    cases = {"integrated_gradients": {"steps": 1}, "deep_lift": {}, "shapley": {"regions": halves, "fill": 0.0}}
+    for name, options in cases.items():
+        assert torch.allclose(explain(name, model, x, FIRST, **options).heatmaps.double(), torch.full_like(x, 0.27)), (
+            name
+        )
+
+
+def test_integrated_gradients_of_nested_relus_is_the_published_example() -> None:
+    """Sundararajan et al. 2017, appendix: ReLU(x1 - 1 - ReLU(x2)) at (3, 1) is (1.5, -0.5)."""
+    model = Formula(lambda p: torch.relu(p[:, 0] - 1 - torch.relu(p[:, 1])))
+    found = explain("integrated_gradients", model, pixels(3.0, 1.0), FIRST, steps=4000)
+    assert torch.allclose(found.heatmaps.double(), pixels(1.5, -0.5), atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10])
+def test_the_midpoint_rule_errs_on_cubes_by_what_is_known(steps: int) -> None:
+    x = pixels(0.7)
+    found = explain("integrated_gradients", Formula(lambda p: (p**3).sum(1)), x, FIRST, steps=steps)
+    assert float(found.heatmaps) == pytest.approx(0.7**3 * (1 - 1 / (4 * steps**2)), rel=1e-6)
+
+
+def test_the_path_of_integrated_gradients_is_the_midpoint_rule(problem) -> None:
+    model, images, targets = problem
+    fed = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            fed.append(x.detach().clone())
+            return model(x)
+
+    explain("integrated_gradients", Spy(), images[:1], targets[:1], steps=4, baseline=0.0)
+    path = next(rows for rows in fed if len(rows) == 4)
+    shares = (path / images[:1]).flatten(1).mean(1)
+    assert shares.tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=1e-5)
+
+
+class Kinked(nn.Module):
+    """A random ReLU network with many kinks, so that its gradient jumps along every path."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                nn.Linear(16 * 64, 32), nn.ReLU(), nn.Linear(32, 4),
+            )  # fmt: skip
+        for parameter in self.parameters():
+            parameter.data *= 2
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("error", [0.2, 0.05, 0.02])
+def test_a_stated_error_is_met_and_never_claimed_wrongly(error: float) -> None:
+    model, images = Kinked(), torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    targets = torch.arange(40) % 4
+    found = explain("integrated_gradients", model, images, targets, error=error)
+    truth = explain("integrated_gradients", model, images, targets, steps=1500).heatmaps
+    true = (found.heatmaps - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    assert (found.error <= error).all()
+    assert float((true <= error).float().mean()) >= 0.95
+    cheap = explain("integrated_gradients", model, images, targets, error=0.5)
+    assert (cheap.forwards <= found.forwards).all()
+
+
+def test_integrated_gradients_are_complete_on_a_curved_model_and_more_so_with_more_steps(problem) -> None:
+    model, images, targets = problem
+    with torch.no_grad():
+        change = (model(images) - model(torch.zeros_like(images)))[torch.arange(5), targets]
+    gaps = []
+    for steps in (4, 64):
+        found = explain("integrated_gradients", model, images, targets, steps=steps)
+        gap = (found.heatmaps.sum((1, 2, 3)) - change).abs() / change.abs()
+        assert torch.allclose(gap, found.gap, atol=1e-4)
+        gaps.append(gap)
+    assert (gaps[1] < 0.01).all() and (gaps[1] <= gaps[0] + 1e-5).all()
+
+
+def test_several_baselines_are_averaged(problem) -> None:
+    model, images, targets = problem
+    both = explain("integrated_gradients", model, images, targets, steps=20, baseline="black,blur").heatmaps
+    each = [
+        explain("integrated_gradients", model, images, targets, steps=20, baseline=b).heatmaps
+        for b in ("black", "blur")
+    ]
+    assert torch.allclose(both, (each[0] + each[1]) / 2, atol=1e-6)
+
+
+def test_gradient_shap_approaches_integrated_gradients_over_the_grey_baselines(problem) -> None:
+    """Its expectation is the mean, over the baselines, of integrated gradients: a slow second version."""
+    model, images, targets = problem
+    greys = ",".join(str(k / (LEVELS - 1)) for k in range(LEVELS))
+    slow = explain("integrated_gradients", model, images, targets, steps=64, baseline=greys).heatmaps
+    errors, claimed = [], []
+    for samples in (LEVELS * 2, LEVELS * 40):
+        fast = explain("gradient_shap", model, images, targets, samples=samples)
+        errors.append(float((fast.heatmaps - slow).norm() / slow.norm()))
+        claimed.append(float(fast.error.max()))
+    assert errors[1] < 0.05 and errors[1] < errors[0]
+    assert claimed[1] < claimed[0]
+
+
+def test_an_image_equal_to_its_baseline_gives_a_zero_map() -> None:
+    model, images = Curved(), torch.full((2, 3, 6, 5), 0.4)
+    for name, option in {"integrated_gradients": "baseline", "deep_lift": "baseline", "gradient_shap": "baselines",
+                         "deep_shap": "baselines", "shapley": "fill", "kernel_shap": "fill", "lime": "fill",
+                         "occlusion": "fill", "partition_shap": "fill"}.items():  # fmt: skip
+        found = explain(name, model, images, torch.tensor([0, 1]), **{option: 0.4})
+        assert found.heatmaps.abs().max() < 1e-6, name
+        assert not (found.error > 1e-3).any(), name
+
+
+def test_without_gradients_or_with_words_that_cannot_be_read_the_error_says_so(problem) -> None:
+    model, images, targets = problem
+    for option, value in {"baseline": "blu", "baselines": "2.0", "fill": "reddish"}.items():
+        name = {"baseline": "deep_lift", "baselines": "gradient_shap", "fill": "shapley"}[option]
+        with pytest.raises(ValueError, match="cannot be read"):
+            explain(name, model, images, targets, **{option: value})
+    for regions in ("slick:4", "grid:0", "slic:0", "grid:", torch.zeros(3, 3)):
+        with pytest.raises(ValueError, match="regions"):
+            explain("shapley", model, images, targets, regions=regions)
+
+
+# -- Shapley values ---
+
+
+def enumerate_values(game, k: int) -> tuple[np.ndarray, np.ndarray]:
+    masks = np.array(list(itertools.product([False, True], repeat=k)))
+    return masks, game(masks)
+
+
+def slow_shapley(game, k: int) -> np.ndarray:
+    """By the definition: mean marginal contribution over all orders."""
+    values = np.zeros(k)
+    for order in itertools.permutations(range(k)):
+        mask = np.zeros((1, k), bool)
+        for player in order:
+            before = game(mask)[0]
+            mask[0, player] = True
+            values[player] += game(mask)[0] - before
+    return values / math.factorial(k)
+
+
+def order_two_game(k: int, seed: int = 0):
+    generator = np.random.default_rng(seed)
+    main, pairs = generator.normal(size=k), np.triu(generator.normal(size=(k, k)), 1)
+
+    def game(masks):
+        x = masks.astype(float)
+        return 0.7 + x @ main + np.einsum("ni,ij,nj->n", x, pairs, x)
+
+    return game, main + (pairs + pairs.T).sum(1) / 2
+
+
+def deep_game(k: int, seed: int = 0):
+    """A random two-layer network of the masks: interactions of every order."""
+    generator = np.random.default_rng(seed)
+    first, second = generator.normal(size=(k, 24)), generator.normal(size=24)
+    return lambda masks: np.maximum(masks @ first - 0.5, 0) @ second
+
+
+def test_exact_values_are_those_of_the_definition() -> None:
+    game = deep_game(5)
+    assert np.allclose(exact(*enumerate_values(game, 5)), slow_shapley(game, 5), atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 12, 25])
+def test_paired_estimators_are_exact_on_games_of_order_two(k: int) -> None:
+    game, wanted = order_two_game(k)
+    drawn = draw(k, 6 * k, 4)
+    values = game(drawn.masks)
+    estimate, margin = shapley_values(drawn.masks, values)
+    assert np.allclose(estimate, wanted, atol=1e-7) and margin.max() < 1e-6
+    assert np.allclose(least_squares(drawn, values), wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+def test_estimators_are_exact_when_they_may_ask_for_everything(k: int) -> None:
+    game = deep_game(k, 3)
+    drawn = draw(k, 2**k, 0)
+    assert len(np.unique(drawn.masks, axis=0)) == 2**k
+    wanted = exact(*enumerate_values(game, k))
+    assert np.allclose(shapley_values(drawn.masks, game(drawn.masks))[0], wanted, atol=1e-10)
+    assert np.allclose(least_squares(drawn, game(drawn.masks)), wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", [2, 3, 10, 31, 64, 200])
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 13])
+def test_coalitions_are_paired_different_and_within_budget(k: int, budget: int) -> None:
+    drawn = draw(k, budget, 9)
+    assert len(drawn.masks) <= max(2, budget) and len(drawn.masks) == len(drawn.stands_for)
+    assert (drawn.masks[::2] == ~drawn.masks[1::2]).all()
+    assert not drawn.masks[0].any() and drawn.masks[1].all()
+    assert len(np.unique(drawn.masks, axis=0)) == len(drawn.masks) or k == 1
+    if len(drawn.masks) >= 2**k:
+        assert drawn.stands_for.sum() == pytest.approx(2**k)
+    other = draw(k, budget, 10)
+    assert len(other.masks) == len(drawn.masks)
+
+
+def test_masks_stand_for_all_masks_together() -> None:
+    for k, budget in ((6, 30), (9, 64), (12, 100)):
+        drawn = draw(k, budget, 1)
+        assert drawn.stands_for.sum() == pytest.approx(2**k)
+
+
+def test_axioms_hold() -> None:
+    """Dummy, symmetry, additivity and efficiency, of estimates from the same coalitions."""
+    k, drawn = 9, draw(9, 80, 2)
+    first, second = deep_game(k, 1), deep_game(k, 2)
+    values = [shapley_values(drawn.masks, game(drawn.masks))[0] for game in (first, second)]
+    for game, estimate in zip((first, second), values, strict=True):
+        assert estimate.sum() == pytest.approx(float(np.diff(game(drawn.masks[:2]))[0]), abs=1e-6)
+    linear = least_squares(drawn, first(drawn.masks) + second(drawn.masks))
+    parts = [least_squares(drawn, game(drawn.masks)) for game in (first, second)]
+    assert np.allclose(linear, parts[0] + parts[1], atol=1e-9)
+
+    def twins(masks):  # players 0 and 1 do the same, player 8 nothing
+        return (masks[:, 0].astype(float) + masks[:, 1]) * masks[:, 2] + masks[:, 3] * 2.0
+
+    whole = draw(k, 2**k, 0)
+    estimate, _ = shapley_values(whole.masks, twins(whole.masks))
+    assert estimate[0] == pytest.approx(estimate[1], abs=1e-10) and abs(estimate[8]) < 1e-10
+
+
+@pytest.mark.parametrize("k", [8, 12, 16])
+def test_intervals_cover_the_truth_as_often_as_they_say(k: int) -> None:
+    """95 % intervals on games with interactions of every order: truth by enumeration, 60 draws of coalitions each."""
+    covered, budget = [], 4 * k + 20
+    for seed in range(3):
+        game = deep_game(k, 20 + seed)
+        wanted = exact(*enumerate_values(game, k))
+        for draw_seed in range(60):
+            drawn = draw(k, budget, 1000 * seed + draw_seed)
+            estimate, margin = shapley_values(drawn.masks, game(drawn.masks))
+            covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
+    assert 0.90 <= np.mean(covered) <= 0.99
+
+
+def test_four_times_the_samples_at_least_halve_the_error() -> None:
+    game, k = deep_game(14, 5), 14
+    wanted = exact(*enumerate_values(game, k))
+    errors = []
+    for budget in (60, 270):
+        estimates = [shapley_values(d.masks, game(d.masks))[0] for d in (draw(k, budget, seed) for seed in range(20))]
+        errors.append(np.median([np.linalg.norm(estimate - wanted) for estimate in estimates]))
+    assert errors[1] <= errors[0] / 2
+
+
+@pytest.mark.parametrize("name", ["shapley", "kernel_shap"])
+def test_one_region_has_the_whole_change(problem, name) -> None:
+    model, images, targets = problem
+    found = explain(name, model, images, targets, regions="grid:1", fill=0.0)
+    with torch.no_grad():
+        change = (model(images) - model(torch.zeros_like(images)))[torch.arange(5), targets]
+    assert torch.allclose(found.heatmaps.sum((1, 2, 3)), change, atol=1e-5) and not (found.error > 0).any()
+
+
+def test_shapley_values_of_a_network_are_those_of_enumeration(problem) -> None:
+    model, images, targets = problem
+    truth = explain("shapley", model, images, targets, regions="grid:3", samples=512)
+    assert (truth.error == 0).all()
+    quick = explain("shapley", model, images, targets, regions="grid:3", samples=100)
+    assert float((quick.heatmaps - truth.heatmaps).norm() / truth.heatmaps.norm()) < 0.02
+    within = ((quick.heatmaps - truth.heatmaps).abs() <= quick.margin + 1e-7).float().mean()
+    assert float(within) > 0.8
+
+
+def test_lime_is_weighted_ridge_regression_over_all_masks() -> None:
+    """Against scikit-learn on every mask, equally likely, with lime's kernel."""
+    from sklearn.linear_model import Ridge
+
+    k, game = 8, deep_game(8, 6)
+    masks, values = enumerate_values(game, k)
+    weight = np.exp(-((1 - np.sqrt(masks.sum(1) / k)) ** 2) / 0.25**2)
+    weight /= weight.sum()
+    wanted = Ridge(alpha=1e-3).fit(masks, values, sample_weight=weight).coef_
+    drawn = draw(k, 2**k, 0)
+    assert np.allclose(coefficients(drawn, game(drawn.masks), 1e-3, 0.25), wanted, atol=1e-8)
+    sampled = draw(k, 150, 1)
+    near = coefficients(sampled, game(sampled.masks), 1e-3, 0.25)
+    assert np.linalg.norm(near - wanted) / np.linalg.norm(wanted) < 0.25
+
+
+def test_region_numbers_may_begin_anywhere_and_leave_gaps(problem) -> None:
+    """lime with numbers from 1 never perturbs the most important region; here relabelling changes nothing."""
+    model, images, targets = problem
+    labels = torch.arange(30).reshape(6, 5) // 6
+    usual = explain("shapley", model, images, targets, regions=labels).heatmaps
+    for other in (labels + 1, labels * 7 - 3):
+        assert torch.equal(explain("shapley", model, images, targets, regions=other).heatmaps, usual)
+
+
+def test_regions_cover_the_image_without_gaps() -> None:
+    images = torch.rand(3, 1, 20, 30, generator=torch.Generator().manual_seed(1))
+    for regions in ("grid:4", "grid:2x7", "slic:12", "grid:99"):
+        found = regions_of(images, regions)
+        assert found.shape == (3, 20, 30)
+        for one, count in zip(found, counts(found), strict=True):
+            assert one.unique().tolist() == list(range(count))
+    assert counts(regions_of(images, "grid:2x7")) == [14] * 3
+
+
+def test_a_shared_pool_asks_about_each_mask_once_for_every_method_and_class(problem) -> None:
+    model, images, targets = problem
+    pool = Pool(model, images)
+    alone = explain("shapley", model, images, targets, samples=40).heatmaps
+    assert torch.equal(explain("shapley", model, images, targets, samples=40, pool=pool).heatmaps, alone)
+    spent = pool.forwards
+    for name in ("kernel_shap", "lime", "shapley"):
+        for classes in (targets, (targets + 1) % 4):
+            explain(name, model, images, classes, samples=40, pool=pool)
+    assert pool.forwards == spent
+    explain("shapley", model, images, targets, samples=40, fill=0.5, pool=pool)
+    assert pool.forwards > spent
+
+
+def test_other_images_can_fill_and_are_averaged() -> None:
+    model, images, targets, weights = linear_case()
+    others = make_images(4, seed=7)
+    found = explain("shapley", model, images, targets, regions=PIXELS, fill=others, samples=160)
+    wanted = (weights * (images - others.mean(0))).sum(1, keepdim=True)
+    assert torch.allclose(found.heatmaps.double(), wanted, atol=1e-5)
+    assert found.forwards.tolist() == [160 * 4] * 3
+
+
+def test_references_are_what_they_are_called() -> None:
+    images = make_images(2, (3, 16, 12))
+    (blur,) = references(images, "blur")
+    assert blur.shape == images.shape and torch.allclose(blur.mean(), images.mean(), atol=0.02)
+    assert blur.std() < images.std() / 4
+    assert torch.allclose(references(torch.full_like(images, 0.3), "blur")[0], torch.tensor(0.3, dtype=torch.float64))
+    assert torch.allclose(references(images, "mean")[0], images.mean((2, 3), keepdim=True).expand_as(images))
+    assert [float(each.mean()) for each in references(images, "black, white,0.25")] == [0.0, 1.0, 0.25]
+
+
+# -- partition ---
+
+
+def test_partition_shap_is_complete_at_any_budget(problem) -> None:
+    model, images, targets = problem
+    for options in ({"evaluations": 10}, {"evaluations": 100}, {"evaluations": 60, "regions": "slic:9"}):
+        assert (explain("partition_shap", model, images, targets, **options).gap < 1e-4).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2), (1, 5), (4, 4), (7, 3)])
+def test_the_tree_joins_every_pixel_once(height: int, width: int) -> None:
+    tree = halving_tree(height, width)
+    joins_everything_once(tree, height * width)
+
+
+def test_the_tree_of_superpixels_joins_every_one_once() -> None:
+    labels = regions_of(torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(2)), "slic:9")[0]
+    joins_everything_once(nearest_tree(labels), int(labels.max()) + 1)
+
+
+def joins_everything_once(tree, players: int) -> None:
+    assert tree.shape == (players - 1, 4)
+    members = {i: {i} for i in range(players)}
+    for k, (a, b, _, size) in enumerate(tree):
+        assert not members[int(a)] & members[int(b)]
+        members[players + k] = members[int(a)] | members[int(b)]
+        assert len(members[players + k]) == size
+    assert members[2 * players - 2] == set(range(players))
+
+
+# -- memory ---
+
+
+def test_a_thousand_images_keep_no_graph_alive(problem) -> None:
+    import gc
+
+    model = problem[0]
+    for name in ("integrated_gradients", "deep_lift", "grad_cam", "shapley"):
+        options = {"samples": 8} if name == "shapley" else {"steps": 2} if name == "integrated_gradients" else {}
+        tensors = []
+        for start in range(0, 1000, 100):
+            images = torch.rand(100, 3, 6, 5, generator=torch.Generator().manual_seed(start))
+            explain(name, model, images, torch.zeros(100, dtype=torch.long), **options)
+            gc.collect()
+            tensors.append(sum(type(each) is torch.Tensor for each in gc.get_objects()))
+        assert max(tensors[1:]) <= tensors[0] + 5, name
+
+
+# -- the libraries, where they are right and where they are not ---
+
+
+class Modular(nn.Module):
+    """Activations as modules, each used once: what captum and shap can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(4)
+            )
+            self.body(torch.zeros(1, 3, 8, 8))
+
+    def forward(self, images):
+        return self.body(images)
+
+
+@pytest.mark.parametrize("name", ["captum_deep_lift", "shap_deep_explainer"])
+def test_our_deep_lift_is_theirs_where_they_are_exact(name) -> None:
+    model, images, targets = Modular(), make_images(3, (3, 8, 8), dtype=torch.float32), torch.tensor([0, 3, 1])
+    for baseline in (0.0, 0.6):
+        ours = explain("deep_lift", model, images, targets, baseline=baseline).heatmaps
+        theirs = explain(name, model, images, targets, baseline=baseline).heatmaps
+        assert torch.allclose(ours, theirs, atol=1e-5 * float(ours.abs().max()) * 10)
+
+
+class Functional(Modular):
+    """The same network with a functional ReLU, of which captum sees nothing."""
+
+    def forward(self, images):
+        x = torch.relu(self.body[0](images))
+        return self.body[5](torch.tanh(self.body[2](x)).flatten(1))
+
+
+@pytest.mark.parametrize("name", ["captum_deep_lift", "shap_deep_explainer"])
+def test_a_library_that_is_wrong_on_functional_activations_is_refused(name) -> None:
+    images, targets = make_images(3, (3, 8, 8), dtype=torch.float32), torch.tensor([0, 3, 1])
+    with pytest.raises(UserError, match="is not exact on this model"):
+        explain(name, Functional(), images, targets)
+    ours = explain("deep_lift", Functional(), images, targets)
+    assert torch.allclose(ours.heatmaps, explain("deep_lift", Modular(), images, targets).heatmaps, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 50])
+def test_captums_trapezoid_loses_a_share_that_the_midpoint_rule_does_not(steps: int) -> None:
+    from captum.attr import IntegratedGradients
+
+    model, images, targets, weights = linear_case(torch.float32)
+    theirs = IntegratedGradients(model).attribute(images, target=targets, n_steps=steps, method="riemann_trapezoid")
+    assert float((theirs.detach() / (weights * images)).median()) == pytest.approx(1 - 1 / steps, abs=1e-3)
+    ours = explain("integrated_gradients", model, images, targets, steps=steps).heatmaps
+    assert torch.allclose(ours, weights * images, atol=1e-5)
+    right = IntegratedGradients(model).attribute(images, target=targets, n_steps=steps, method="riemann_middle")
+    assert torch.allclose(ours, right.detach().float(), atol=1e-5)
+
+
+def test_shaps_kernel_explainer_drops_features_of_a_linear_model_and_ours_does_not() -> None:
+    import shap
+
+    weights = np.linspace(0.1, 2.5, 25)
+    theirs = shap.KernelExplainer(lambda x: x @ weights, np.zeros((1, 25)), silent=True)
+    found = theirs.shap_values(np.ones((1, 25)), nsamples=400, silent=True, l1_reg="num_features(10)")[0]
+    assert (np.abs(found) > 1e-9).sum() <= 10
+    drawn = draw(25, 400, 0)
+    assert np.allclose(shapley_values(drawn.masks, drawn.masks @ weights)[0], weights, atol=1e-6)
+    assert set(EXPLAINERS) >= {"kernel_shap", "shapley"}
