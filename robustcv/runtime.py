@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import metadata
+from typing import TypeVar
 
 import torch
 
 from robustcv.errors import UserError
 
 Advance = Callable[[int], None]
+Result = TypeVar("Result")
+
+VALUES_AT_A_TIME = 1 << 20  # of input pixels: 340 images of 32 pixels, 6 of 224; activations take some 30 times that
 
 _PACKAGES = ("torch", "torchvision", "numpy", "captum", "shap")
 
@@ -133,3 +137,30 @@ def _bar():  # type: ignore[no-untyped-def]  # the type would import rich for ev
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield bar
+
+
+def chunk_size(images: torch.Tensor, rows: int | None) -> int:
+    """Give the number of images to send through at a time: as asked, or what their size suggests."""
+    return rows if rows is not None else max(1, min(256, VALUES_AT_A_TIME // images[0].numel()))
+
+
+def in_chunks(run: Callable[[slice], Result], total: int, rows: int) -> list[Result]:
+    """Run over slices of at most ``rows``, halving them where memory does not suffice.
+
+    Raises
+    ------
+    RuntimeError
+        If a single row does not fit.
+    """
+    results: list[Result] = []
+    start = 0
+    while start < total:
+        try:
+            results.append(run(slice(start, min(start + rows, total))))
+        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
+            if rows == 1 or not (isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)):
+                raise
+            rows = max(1, rows // 2)
+            continue
+        start += rows
+    return results

@@ -13,7 +13,7 @@ LINES: list[set[str]] = [
     {"folding"},
     {"data"},
     {"models"},
-    {"attacks", "explainers", "training"},
+    {"attacks", "explainers", "measures", "training"},
     {"evaluation"},
     {"verbs"},
     {"report"},
@@ -34,6 +34,7 @@ ONLY = {
     "report": {"errors", "stats", "records", "runs"},
     "attacks": METHODS,
     "explainers": METHODS,
+    "measures": METHODS,
     "training": METHODS,
 }
 TORCH_FREE = ("errors", "stats", "records", "runs", "launch", "report", "api", "cli", "__init__")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustcv.explainers.explanation import Explanation
-from robustcv.explainers.passes import chunk_size, in_chunks
 from robustcv.explainers.spatial_layer import features_at, find_layer
+from robustcv.runtime import chunk_size, in_chunks
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 

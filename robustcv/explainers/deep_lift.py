@@ -8,8 +8,9 @@ from robustcv.errors import UserError
 from robustcv.explainers.explanation import Explanation, completeness_gap
 from robustcv.explainers.gradient_shap import GREYS, LEVELS
 from robustcv.explainers.multipliers import Rules
-from robustcv.explainers.passes import chunk_size, in_chunks, no_gradients
+from robustcv.explainers.passes import no_gradients
 from robustcv.explainers.references import Reference, describe, references
+from robustcv.runtime import chunk_size, in_chunks
 
 
 def deep_lift(

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from robustcv import draws
 from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
-from robustcv.explainers.passes import chunk_size, in_chunks, target_gradients, target_logits
+from robustcv.explainers.passes import target_gradients, target_logits
 from robustcv.explainers.references import Reference, describe, references
+from robustcv.runtime import chunk_size, in_chunks
 
 LEVELS = 11
 GREYS = ",".join(str(level / (LEVELS - 1)) for level in range(LEVELS))

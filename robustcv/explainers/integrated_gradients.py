@@ -5,8 +5,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
-from robustcv.explainers.passes import chunk_size, target_gradients, target_logits
+from robustcv.explainers.passes import target_gradients, target_logits
 from robustcv.explainers.references import Reference, describe, references
+from robustcv.runtime import chunk_size
 
 LEAST, MOST = 12, 320  # points: below the least, the estimate of the error is not trusted
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from robustcv.errors import UserError
 from robustcv.explainers.explanation import Explanation, completeness_gap
-from robustcv.explainers.passes import chunk_size, in_chunks, target_logits
+from robustcv.explainers.passes import target_logits
 from robustcv.explainers.references import Reference, describe, references
+from robustcv.runtime import chunk_size, in_chunks
 
 ALLOWED_GAP = 1e-3
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv.explainers.explanation import Explanation, completeness_gap
-from robustcv.explainers.passes import chunk_size
 from robustcv.explainers.references import Reference, describe, references
 from robustcv.explainers.regions import Regions, painted, regions_of
+from robustcv.runtime import chunk_size
 
 
 def partition_shap(

@@ -1,44 +1,13 @@
-"""Passes through a classifier in chunks that fit into memory: logits, and gradients of one logit each."""
+"""Passes through a classifier in chunks that fit into memory: one logit of each input, and its gradient."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv.errors import UserError
-
-VALUES_AT_A_TIME = 1 << 20  # of input pixels: 340 images of 32 pixels, 6 of 224; activations take some 30 times that
-
-Result = TypeVar("Result")
-
-
-def chunk_size(images: Float[Tensor, "n c h w"], rows: int | None) -> int:
-    """Give the number of images to send through at a time: as asked, or what their size suggests."""
-    return rows if rows is not None else max(1, min(256, VALUES_AT_A_TIME // images[0].numel()))
-
-
-def in_chunks(run: Callable[[slice], Result], total: int, rows: int) -> list[Result]:
-    """Run over slices of at most ``rows``, halving them where memory does not suffice.
-
-    Raises
-    ------
-    RuntimeError
-        If a single row does not fit.
-    """
-    results: list[Result] = []
-    start = 0
-    while start < total:
-        try:
-            results.append(run(slice(start, min(start + rows, total))))
-        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-            if rows == 1 or not (isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)):
-                raise
-            rows = max(1, rows // 2)
-            continue
-        start += rows
-    return results
+from robustcv.runtime import in_chunks
 
 
 def target_logits(

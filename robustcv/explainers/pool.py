@@ -6,9 +6,9 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv.explainers.passes import chunk_size, in_chunks
 from robustcv.explainers.references import Reference, references
 from robustcv.explainers.regions import Regions, counts, regions_of
+from robustcv.runtime import chunk_size, in_chunks
 
 Masks = NDArray[np.bool_]
 

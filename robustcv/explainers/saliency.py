@@ -5,7 +5,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv.explainers.explanation import Explanation
-from robustcv.explainers.passes import chunk_size, target_gradients
+from robustcv.explainers.passes import target_gradients
+from robustcv.runtime import chunk_size
 
 
 def saliency(

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from robustcv import draws
 from robustcv.explainers.explanation import Explanation, half_error
-from robustcv.explainers.passes import chunk_size, target_gradients
+from robustcv.explainers.passes import target_gradients
+from robustcv.runtime import chunk_size
 
 
 def smooth_grad(
