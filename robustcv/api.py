@@ -504,11 +504,18 @@ def tune(
 
 def explain(
     classifier: Any,
-    images: Any,
+    images: Any = None,
     targets: Any = None,
     *,
     labels: Any = None,
-    method: str | Sequence[str] = ("integrated_gradients", "gradient_shap", "partition_shap"),
+    method: str | Sequence[str] = ("integrated_gradients", "gradient_shap", "shapley"),
+    files: Sequence[str] = (),
+    measures: str | Sequence[str] = (),
+    budget: int | None = None,
+    eps: Eps = (),
+    norm: str = "linf",
+    neighbours: str | None = None,
+    cases: int = 16,
     weights: str | None = None,
     data_dir: str | None = None,
     split: str = "test",
@@ -523,7 +530,7 @@ def explain(
     resume: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Show what a classifier looks at, by several methods, each map with its completeness gap.
+    """Show what a classifier looks at, by several methods, each map with its error; how good each method is.
 
     Parameters
     ----------
@@ -537,7 +544,21 @@ def explain(
     labels
         True classes, for a tensor of images, where they are known.
     method
-        Explanation methods; `robustcv list explainers`.
+        Explanation methods; `robustcv list explainers`. ig is integrated_gradients.
+    files
+        Image files to explain, in place of a data set.
+    measures
+        Measures of the maps, each beside maps that know nothing of the model, or all; `robustcv list measures`.
+    budget
+        Let every method spend about so many forward passes a map, so that they can be compared.
+    eps
+        Follow the maps under noise and attacks of these sizes, such as 2/255 8/255.
+    norm
+        linf, l2, l1 or l0, of eps.
+    neighbours
+        A data set whose training images are searched for the nearest ones in the model's feature space.
+    cases
+        Images shown on the page; the others count in measures and means.
     weights
         File with the weights: safetensors, or a torch file that holds nothing but tensors.
     data_dir
@@ -551,7 +572,7 @@ def explain(
     n
         Number of images at most, drawn class by class.
     set
-        Options of methods, such as integrated_gradients.steps=64.
+        Options of methods, such as integrated_gradients.error=0.02 or shapley.fill=blur.
     seed
         Seed of every random choice.
     batch_size

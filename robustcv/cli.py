@@ -24,8 +24,8 @@ OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q"}
-_COMMAS = ("attacks", "also", "against", "export", "explain", "method", "augment")
-_WORDS = ("eps", "set", "fail_under", "names")
+_COMMAS = ("attacks", "also", "against", "export", "explain", "method", "measures", "augment")
+_WORDS = ("eps", "set", "fail_under", "names", "files")
 
 
 def _shown(value: Any) -> str:
@@ -42,6 +42,7 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
     long = f"--{name.replace('_', '-')}"
     words: Any = tuple[str, ...] if default is not None else tuple[str, ...] | None
     text: Any = str if default is not None else str | None
+    long = {"method": "--methods", "files": "--images"}.get(name, long)
     if name in _COMMAS or (name == "objective" and isinstance(default, tuple)):
         return Annotated[words, Parameter(name=long, converter=_split_commas, negative="", show_default=_shown)]
     if name in _WORDS:
@@ -225,7 +226,7 @@ def demo(
 
 
 def list_names(kind: str | None = None, /) -> int:
-    """Show what there is: attacks, corruptions, explainers, datasets, architectures, objectives.
+    """Show what there is: attacks, corruptions, explainers, measures, datasets, architectures, objectives.
 
     Parameters
     ----------
@@ -236,6 +237,7 @@ def list_names(kind: str | None = None, /) -> int:
     from robustcv.attacks.corruptions import CORRUPTIONS
     from robustcv.data import DATASETS
     from robustcv.explainers import EXPLAINERS
+    from robustcv.measures import MEASURES
     from robustcv.models import ARCHITECTURES
     from robustcv.training import OBJECTIVES
 
@@ -243,6 +245,7 @@ def list_names(kind: str | None = None, /) -> int:
         "attacks": ATTACKS,
         "corruptions": CORRUPTIONS,
         "explainers": EXPLAINERS,
+        "measures": {name: measure.function for name, measure in MEASURES.items()},
         "datasets": DATASETS,
         "architectures": ARCHITECTURES,
         "objectives": OBJECTIVES,

@@ -100,7 +100,12 @@ class HeatmapRef(_Frozen):
     method: str
     image: Literal["clean", "adversarial"]
     target: int
-    error: float | None
+    error: float | None = Field(description="estimated relative error of the map; in records before gap, the gap")
+    gap: float | None = Field(default=None, description="completeness gap")
+    zero: bool = Field(default=False, description="zero everywhere: nothing here changes this logit")
+    margin: float | None = Field(
+        default=None, description="median half-width of the 95 % intervals, as a share of the largest value"
+    )
     forwards: int
     details: dict[str, str | int | float]
     file: str
@@ -116,6 +121,7 @@ class Case(_Frozen):
     label: int | None
     prediction: int
     confidence: float
+    logit: float | None = Field(default=None, description="the logit that the heat maps explain")
     attack: str | None = None
     norm: str | None = None
     eps: float | None = None
@@ -126,10 +132,14 @@ class Case(_Frozen):
     exact_8bit: bool | None = Field(default=None, description="the 8-bit PNG still fools the model")
     files: dict[str, str] = {}
     heatmaps: tuple[HeatmapRef, ...] = ()
+    neighbours: tuple["Neighbour", ...] = ()
 
 
 class ExplainerResult(_Frozen):
-    """What one explanation method cost and how far its maps are from complete, over all images explained."""
+    """What one explanation method cost and how far its maps are off, over all images explained.
+
+    ``error_name`` is ``relative error``; in older records it is ``completeness gap``, and the two errors are gaps.
+    """
 
     method: str
     options: dict[str, Any]
@@ -139,7 +149,68 @@ class ExplainerResult(_Frozen):
     error_name: str
     median_error: float | None
     worst_error: float | None
+    median_gap: float | None = None
+    worst_gap: float | None = None
+    reused: int = Field(default=0, description="of the forward-equivalents, those that another method had made before")
     details: dict[str, str | int | float]
+
+
+class MeasureResult(_Frozen):
+    """How good one method's maps are by one measure, over all images; and against edges, image by image.
+
+    ``difference`` is the method's mean minus that of the Sobel control; ``beats`` tells whether its interval lies on
+    the better side of 0, None for the controls themselves.
+    """
+
+    method: str
+    measure: str
+    better: Literal["higher", "lower"]
+    n: int
+    mean: float
+    low: float
+    high: float
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    beats: bool | None = None
+    forwards: int = Field(default=0, description="forward-equivalents that one map of the method took")
+    control: bool = False
+
+
+class StabilityRow(_Frozen):
+    """How far a method's maps move under one kind of change at one eps."""
+
+    method: str
+    change: Literal["noise", "attack, prediction held", "attack, prediction flipped", "attack on the map"]
+    norm: str
+    eps: float
+    n: int
+    quantity: str
+    mean: float
+    low: float
+    high: float
+
+
+class ClassFocus(_Frozen):
+    """Where a method's maps lie on average over the images of one class."""
+
+    method: str
+    name: str
+    n: int
+    share: float = Field(description="share of the positive relevance in the heaviest window, of a 64th of the image")
+    place: tuple[float, float] = Field(description="middle of that window, as shares of height and width")
+    inside: float | None = Field(default=None, description="share of the positive relevance inside the object")
+    alarm: bool
+    file: str
+
+
+class Neighbour(_Frozen):
+    """A training image that lies near a case in the model's feature space."""
+
+    index: int
+    label: str
+    distance: float = Field(description="1 - cosine of the features")
+    file: str
 
 
 class Epoch(_Frozen):
@@ -246,6 +317,8 @@ class Side(_Frozen):
     passes: Passes
     preflight: tuple[Check, ...] = ()
     explanations: tuple[ExplainerResult, ...] = ()
+    measures: tuple[MeasureResult, ...] = ()
+    stability: tuple[StabilityRow, ...] = ()
     cases: tuple[Case, ...] = ()
 
 
@@ -337,6 +410,9 @@ class Record(_Frozen):
     classes: tuple[ClassRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
     explanations: tuple[ExplainerResult, ...] = ()
+    measures: tuple[MeasureResult, ...] = ()
+    stability: tuple[StabilityRow, ...] = ()
+    focus: tuple[ClassFocus, ...] = ()
     corruptions: tuple[CorruptionRow, ...] = ()
     others: tuple[OtherThreat, ...] = ()
     cases: tuple[Case, ...] = ()

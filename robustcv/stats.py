@@ -107,3 +107,20 @@ def bootstrap(
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
     bias = float(np.mean(draws)) - statistic(*samples)
     return Interval(float(low) - bias, float(high) - bias)
+
+
+def mean_interval(values: NDArray[Any], *, seed: int, resamples: int = 1000, level: float = 0.95) -> Interval:
+    """Compute a percentile bootstrap interval of a mean (Efron 1979), all resamples at once.
+
+    Parameters
+    ----------
+    values
+        One per image.
+    seed
+        Of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    means = np.asarray(values, dtype=float)[rng.integers(0, n, (resamples, n))].mean(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(low), float(high))

@@ -1,5 +1,6 @@
-"""Explanations run over images: in batches, seeded per image, timed, their error collected."""
+"""Explanations run over images: in batches, seeded per image, masked passes shared, timed, their error collected."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +10,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws, processes
+from robustcv.errors import UserError
 from robustcv.explainers import Explanation
+from robustcv.explainers.pool import Pool
 from robustcv.records import ExplainerResult
 from robustcv.runtime import Advance
+
+Method = Callable[..., Explanation]
+
+SAME_DRAWS = {"lime": "coalitions", "kernel_shap": "coalitions", "shapley": "coalitions"}  # so that their masks agree
 
 
 def explain_images(
@@ -20,41 +27,98 @@ def explain_images(
     targets: Int64[Tensor, " n"],
     hashes: list[str],
     *,
-    name: str,
-    explain: Callable[..., Explanation],
-    options: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    options: Mapping[str, Mapping[str, Any]],
     seed: int,
     batch_size: int,
     device: torch.device,
     advance: Advance = lambda _: None,
-) -> tuple[Explanation, ExplainerResult]:
-    """Explain a (frozen) classifier's target logits, and say what it cost and how complete the maps are."""
-    started = time.monotonic()
-    if "rows" not in options and batch_size < 64:
-        options = {**options, "rows": batch_size}  # a small batch size is asked for where memory is short
+) -> dict[str, tuple[Explanation, ExplainerResult]]:
+    """Explain a (frozen) classifier's target logits by several methods, and say what each cost and how far it is off.
 
-    def explained(rows: Tensor) -> Explanation:
-        seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], name)
-        made = explain(classifier, images[rows].to(device), targets[rows].to(device), seeds=seeds.to(device), **options)
-        advance(len(rows))
-        return Explanation(made.heatmaps.detach().cpu(), made.error.detach().cpu(), made.forwards.cpu(), made.details)
+    Raises
+    ------
+    UserError
+        If a method cannot explain this model, or gives numbers that are not finite.
+    """
+
+    def explained(rows: Tensor) -> dict[str, tuple[Explanation, float, int]]:
+        batch, wanted = images[rows].to(device), targets[rows].to(device)
+        pool = Pool(classifier, batch, rows=batch_size if batch_size < 64 else None)
+        made = {}
+        for name, method in methods.items():
+            seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], SAME_DRAWS.get(name, name))
+            own, accepted = dict(options.get(name, {})), inspect.signature(method).parameters
+            if "pool" in accepted:
+                own["pool"] = pool
+            elif "rows" not in own and batch_size < 64:
+                own["rows"] = batch_size  # a small batch size is asked for where memory is short
+            before, started = pool.forwards, time.monotonic()
+            found = _one(name, method, classifier, batch, wanted, seeds=seeds.to(device), **own)
+            asked = pool.forwards - before if "pool" in accepted else int(found.forwards.sum())
+            made[name] = found, time.monotonic() - started, asked
+            advance(len(rows))
+        return made
 
     parts = processes.shared(torch.arange(len(images)).split(batch_size), explained)
-    whole = Explanation(
-        heatmaps=torch.cat([part.heatmaps for part in parts]),
-        error=torch.cat([part.error for part in parts]),
-        forwards=torch.cat([part.forwards for part in parts]),
-        details=parts[0].details,
+    return {name: _joined(name, [part[name] for part in parts], options.get(name, {})) for name in methods}
+
+
+def _one(
+    name: str, method: Method, classifier: nn.Module, images: Tensor, targets: Tensor, **options: Any
+) -> Explanation:
+    """Explain one batch; results on the CPU."""
+    try:
+        made = method(classifier, images, targets, **options)
+    except ValueError as error:  # an option that cannot be read
+        raise UserError("RCV-E008", f"{name} cannot be run as asked", str(error), f"--set {name}....=...") from error
+    if not bool(made.heatmaps.isfinite().all()):
+        raise UserError(
+            "RCV-E104",
+            f"{name} gives values that are not finite",
+            "the model's logits or their gradients are NaN or infinite on these images",
+            "find the layer that overflows, or explain other images",
+        )
+    maps = [None if each is None else each.detach().cpu() for each in (made.gap, made.margin)]
+    return Explanation(
+        made.heatmaps.detach().cpu(), made.error.detach().cpu(), made.forwards.cpu(), made.details, *maps
     )
-    known = whole.error[whole.error.isfinite()]
+
+
+def _joined(
+    name: str, parts: list[tuple[Explanation, float, int]], options: Mapping[str, Any]
+) -> tuple[Explanation, ExplainerResult]:
+    """Put the batches of one method together."""
+    made = [part for part, _, _ in parts]
+    gaps, margins = ([getattr(part, field) for part in made] for field in ("gap", "margin"))
+    whole = Explanation(
+        heatmaps=torch.cat([part.heatmaps for part in made]),
+        error=torch.cat([part.error for part in made]),
+        forwards=torch.cat([part.forwards for part in made]),
+        details=made[0].details,
+        gap=None if gaps[0] is None else torch.cat(gaps),
+        margin=None if margins[0] is None else torch.cat(margins),
+    )
+    shared = sum(int(part.details.get("shared_forwards", 0)) for part in made)
+    stated = int(whole.forwards.sum())
+    median_error, worst_error = _middle_and_worst(whole.error)
+    median_gap, worst_gap = _middle_and_worst(whole.gap)
     return whole, ExplainerResult(
         method=name,
-        options=dict(options),
-        images=len(images),
-        forwards=int(whole.forwards.sum()),
-        seconds=time.monotonic() - started,
-        error_name="completeness gap",
-        median_error=float(known.median()) if len(known) else None,
-        worst_error=float(known.max()) if len(known) else None,
+        options={key: value if isinstance(value, str | int | float) else "given" for key, value in options.items()},
+        images=len(whole.heatmaps),
+        forwards=stated + shared,
+        reused=stated - sum(asked for _, _, asked in parts),
+        seconds=sum(seconds for _, seconds, _ in parts),
+        error_name="relative error",
+        median_error=median_error,
+        worst_error=worst_error,
+        median_gap=median_gap,
+        worst_gap=worst_gap,
         details=whole.details,
     )
+
+
+def _middle_and_worst(values: Tensor | None) -> tuple[float | None, float | None]:
+    known = torch.empty(0) if values is None else values[values.isfinite()]
+    return (float(known.median()), float(known.max())) if len(known) else (None, None)

@@ -194,3 +194,42 @@ def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: 
         .encode(x="x:Q")
     )
     return to_svg((line + point + rule).properties(width=620, height=260), label)
+
+
+def stability(rows: list[Row], *, x_title: str, label: str) -> str:
+    """Draw the rank correlation of maps over eps, a panel a method and a line a kind of change, with intervals.
+
+    Parameters
+    ----------
+    rows
+        ``method``, ``series``, ``eps`` (as shown on the axis), ``mean``, ``low``, ``high``.
+    """
+    import altair as alt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    colour, dash, shape = _scales(alt, names)
+    ticks = sorted({row["eps"] for row in rows})
+    base = alt.Chart().encode(
+        x=alt.X("eps:Q", title=x_title, scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(values=_spread(ticks))),
+        color=alt.Color(
+            "series:N",
+            scale=colour,
+            sort=names,
+            legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28),
+        ),
+    )
+    y = alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(domainMax=1))
+    line = base.mark_line(strokeWidth=2).encode(
+        y=y, strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
+    )
+    point = base.mark_point(filled=True, size=40, opacity=1).encode(
+        y=y, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
+    )
+    bar = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    columns = min(3, len(methods))
+    panel = alt.layer(bar, line, point).properties(width=540 // columns, height=180)
+    drawn = panel.facet(
+        facet=alt.Facet("method:N", sort=methods, title=None), columns=columns, data=alt.Data(values=rows)
+    )
+    return to_svg(drawn, label)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcv import runs
-from robustcv.records import Case, Comparison, Data, HeatmapRef, Record
+from robustcv.records import Case, Comparison, Data, HeatmapRef, Neighbour, Record
 from robustcv.report import images, numbers
 from robustcv.report.blocks import Gallery, Item, Picture, Strip
 
@@ -92,6 +92,8 @@ def _meta(case: Case) -> str:
     parts = [f"image {case.index}", _outcome(case)]
     if case.linf is not None and case.l2 is not None:
         parts.append(f"L-inf {case.linf:.4f}, L2 {case.l2:.3f}")
+    if case.logit is not None:
+        parts.append(f"logit explained {case.logit:.2f}")
     if case.outcome == "broken":
         parts.append("8-bit PNG fools too" if case.exact_8bit else "only the exact floats fool")
     return " · ".join(parts)
@@ -138,15 +140,29 @@ def _strips(
             )
             (pictures if place == 0 or not attacked else others).append(panel)
     strips = [Strip(tuple(pictures), label)]
-    return (*strips, Strip(tuple(others), "the same, by other methods")) if others else tuple(strips)
+    if others:
+        strips.append(Strip(tuple(others), "the same, by other methods"))
+    if case.neighbours:
+        strips.append(Strip(tuple(_neighbour(near, files) for near in case.neighbours), "nearest in feature space"))
+    return tuple(strips)
+
+
+def _neighbour(near: Neighbour, files: Files) -> Picture:
+    alt = f"Training image {near.index}, class {near.label}, distance {near.distance:.3f}"
+    return Picture(images.data_uri(images.decode(files[near.file])), alt, f"{near.distance:.3f}", near.label)
 
 
 def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, first: bool) -> Picture:
-    """Make the panel of one heat map: method, image, class explained and completeness gap, in alt text and caption."""
+    """Make the panel of one heat map: method, image, class explained and error, in alt text and caption."""
     method = ref.method.replace("_", " ")
-    gap = "" if ref.error is None else f", completeness gap {100 * ref.error:.1f} %"
+    gap = "" if ref.gap is None else f", completeness gap {100 * ref.gap:.1f} %"
+    error = "" if not ref.error else f", relative error {100 * ref.error:.1f} %"
     caption = f"why {target}" if first else f"{method}: why {target}"
+    if ref.zero:
+        caption += " · zero: nothing here changes this logit"
+    elif ref.error:
+        caption += f" · error {100 * ref.error:.1g} %"
     if not first and ref.image == "adversarial":
         caption += ", attacked"
-    alt = f"{method} heat map of the {ref.image} image for class {target}{gap}"
+    alt = f"{method} heat map of the {ref.image} image for class {target}{error}{gap}"
     return Picture(images.data_uri(picture), alt, caption)

@@ -155,13 +155,17 @@ def tiles(record: Record) -> tuple[Tile, ...]:
 
 def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
     if not record.explanations:
-        return (Tile("Completeness gap", "not run", "add --explain integrated_gradients"),)
+        return (Tile("Error of the maps", "not run", "add --explain integrated_gradients"),)
     made = []
     for result in record.explanations:
-        value = "none known" if result.median_error is None else f"{100 * result.median_error:.1f}{numbers.NBSP}%"
-        worst = "" if result.worst_error is None else f"; worst {100 * result.worst_error:.1f}{numbers.NBSP}%"
-        name = result.method.replace("_", " ")
-        made.append(Tile(f"Completeness gap, {name}", value, f"median of {result.images} maps{worst}"))
+        older = result.error_name == "completeness gap"
+        median, worst = (result.median_error, result.worst_error) if result.median_error is not None or older else (
+            result.median_gap, result.worst_gap
+        )  # fmt: skip
+        what = "Relative error" if result.median_error is not None and not older else "Completeness gap"
+        value = "not known" if median is None else f"{100 * median:.1f}{numbers.NBSP}%"
+        most = "" if worst is None else f"; worst {100 * worst:.1f}{numbers.NBSP}%"
+        made.append(Tile(f"{what}, {result.method.replace('_', ' ')}", value, f"median of {result.images} maps{most}"))
     return tuple(made[:3])
 
 

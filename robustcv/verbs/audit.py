@@ -39,6 +39,7 @@ from robustcv.verbs.prepare import (
     device_of,
     is_black_box,
     judged,
+    methods_of,
     parse_options,
     parse_sweep,
     refuse_unused,
@@ -63,16 +64,14 @@ def audit(
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
     method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS, "spatial": spatial, "patch": train_patch})
-    for name in options["explain"]:
-        if name not in EXPLAINERS:
-            raise unknown_name("explainer", name, EXPLAINERS)
+    methods = methods_of(options["explain"])
     gates = parse_gates(options["fail_under"])
     if not str(model).startswith("onnx:"):
         _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
     loaded = load_classifier(model, options["weights"])
     black_box = is_black_box(loaded.classifier)
     plan, escalation = _plans(options, method_options, black_box=black_box)
-    explain = black_box_explainers(options["explain"], ["integrated_gradients"]) if black_box else options["explain"]
+    explain = black_box_explainers(methods, ["integrated_gradients"]) if black_box else methods
     device = device_of(loaded, options["device"])
     chosen, data = take_images(
         images,

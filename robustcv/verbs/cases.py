@@ -14,7 +14,7 @@ from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.attribution import explain_images
 from robustcv.evaluation.worst_case import WorstCase
-from robustcv.explainers import EXPLAINERS
+from robustcv.explainers import EXPLAINERS, Explanation
 from robustcv.runtime import Progress
 
 
@@ -103,54 +103,34 @@ def explain_cases(
     methods: Sequence[str],
     options: Mapping[str, Mapping[str, Any]],
     *,
-    targets: Sequence[int] | None = None,
     seed: int,
     batch_size: int,
     device: torch.device,
     progress: Progress,
 ) -> tuple[tuple[records.Case, ...], tuple[records.ExplainerResult, ...], dict[str, bytes]]:
-    """Explain the predicted class, or the target, of each clean and attacked image; gives cases, costs and files."""
-    jobs = _jobs(drawn, targets)
-    refs: dict[int, list[records.HeatmapRef]] = {}
-    arrays: runs.Arrays = {}
-    results = []
-    for method in methods if jobs else ():
-        with progress.stage(f"explain by {method}", len(jobs)) as advance:
-            maps, result = explain_images(
-                classifier,
-                torch.stack([job.pixels for job in jobs]),
-                torch.tensor([job.target for job in jobs]),
-                [f"{drawn.cases[job.case].image}-{job.kind}" for job in jobs],
-                name=method,
-                explain=EXPLAINERS[method],
-                options=options.get(method, {}),
-                seed=seed,
-                batch_size=batch_size,
-                device=device,
-                advance=advance,
-            )
-        results.append(result)
-        for position, job in enumerate(jobs):
-            key = f"{job.case:03d}-{job.kind}-{method}"
-            arrays[key] = maps.heatmaps[position].numpy()
-            error = float(maps.error[position])
-            ref = records.HeatmapRef(
-                method=method,
-                image=job.kind,
-                target=job.target,
-                error=error if np.isfinite(error) else None,
-                forwards=int(maps.forwards[position]),
-                details=maps.details,
-                file=key,
-            )
-            refs.setdefault(job.case, []).append(ref)
-    cases, files = _evidence(drawn, refs)
-    if arrays:
-        files["evidence/heatmaps.safetensors"] = runs.pack_arrays(arrays)
-    return cases, tuple(results), files
+    """Explain the predicted class of each clean and attacked image; gives cases, costs and files."""
+    jobs = jobs_of(drawn)
+    if not jobs or not methods:
+        bare, files = finished(drawn, jobs, {})
+        return bare, (), files
+    with progress.stage("explain", len(jobs) * len(methods)) as advance:
+        made = explain_images(
+            classifier,
+            torch.stack([job.pixels for job in jobs]),
+            torch.tensor([job.target for job in jobs]),
+            [f"{drawn.cases[job.case].image}-{job.kind}" for job in jobs],
+            methods={name: EXPLAINERS[name] for name in methods},
+            options=options,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            advance=advance,
+        )
+    cases, files = finished(drawn, jobs, {name: maps for name, (maps, _) in made.items()})
+    return cases, tuple(result for _, result in made.values()), files
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """One image to explain, and the case it belongs to."""
 
     case: int
@@ -159,13 +139,50 @@ class _Job(NamedTuple):
     target: int
 
 
-def _jobs(drawn: Drawn, targets: Sequence[int] | None) -> list[_Job]:
+def jobs_of(drawn: Drawn, targets: Sequence[int] | None = None) -> list[Job]:
+    """List what to explain: the prediction of each clean and each attacked image, or the given targets."""
     jobs = []
     for k, (case, clean, attacked) in enumerate(zip(drawn.cases, drawn.clean, drawn.attacked, strict=True)):
-        jobs.append(_Job(k, "clean", clean, case.prediction if targets is None else targets[k]))
+        jobs.append(Job(k, "clean", clean, case.prediction if targets is None else targets[k]))
         if attacked is not None and case.adversarial_prediction is not None:
-            jobs.append(_Job(k, "adversarial", attacked, case.adversarial_prediction))
+            jobs.append(Job(k, "adversarial", attacked, case.adversarial_prediction))
     return jobs
+
+
+def finished(
+    drawn: Drawn, jobs: Sequence[Job], maps: Mapping[str, Explanation]
+) -> tuple[tuple[records.Case, ...], dict[str, bytes]]:
+    """Give the finished cases and all evidence files; row i of each method's maps belongs to job i."""
+    refs: dict[int, list[records.HeatmapRef]] = {}
+    arrays: runs.Arrays = {}
+    for method, made in maps.items():
+        for row, job in enumerate(jobs):
+            key = f"{job.case:03d}-{job.kind}-{method}"
+            arrays[key] = made.heatmaps[row].numpy()
+            refs.setdefault(job.case, []).append(_ref(method, job, made, row, key))
+    cases, files = _evidence(drawn, refs)
+    if arrays:
+        files["evidence/heatmaps.safetensors"] = runs.pack_arrays(arrays)
+    return cases, files
+
+
+def _ref(method: str, job: Job, made: Explanation, row: int, key: str) -> records.HeatmapRef:
+    error, largest = float(made.error[row]), float(made.heatmaps[row].abs().max())
+    margin = None
+    if made.margin is not None and largest > 0:
+        margin = float(made.margin[row].median()) / largest
+    return records.HeatmapRef(
+        method=method,
+        image=job.kind,
+        target=job.target,
+        error=error if np.isfinite(error) else None,
+        gap=None if made.gap is None else float(made.gap[row]),
+        zero=largest == 0,
+        margin=margin,
+        forwards=int(made.forwards[row]),
+        details=made.details,
+        file=key,
+    )
 
 
 def _evidence(

@@ -201,6 +201,8 @@ def _side(run: Saved, name: str, prefix: str, files: dict[str, bytes]) -> record
         passes=record.passes,
         preflight=record.checks,
         explanations=record.explanations,
+        measures=record.measures,
+        stability=record.stability,
         cases=cases,
     )
 

@@ -1,19 +1,28 @@
-"""explain: what does it look at, by several methods, each with its completeness gap?"""
+"""explain: what does it look at, how wrong is each map, how good is each method, and do the maps stand an attack?"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustcv import records, runs
+from robustcv import draws, records, runs
 from robustcv.data import ImageSet
+from robustcv.data.loose import loose_images
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, predict, proportion
-from robustcv.explainers import EXPLAINERS
+from robustcv.evaluation.attribution import explain_images
+from robustcv.evaluation.faithfulness import at_budget, judge_maps
+from robustcv.evaluation.focus import class_focus
+from robustcv.evaluation.neighbours import features_of, nearest
+from robustcv.evaluation.stability import stability
+from robustcv.explainers import EXPLAINERS, Explanation
+from robustcv.measures import CONTROLS, MEASURES
+from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
-from robustcv.verbs.cases import Drawn, explain_cases
+from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -22,12 +31,15 @@ from robustcv.verbs.prepare import (
     device_of,
     is_black_box,
     judged,
+    methods_of,
     parse_options,
+    parse_sweep,
     take_images,
     version,
 )
 
-EXPLAINERS_SHOWN = ("integrated_gradients", "gradient_shap", "partition_shap")
+EXPLAINERS_SHOWN = ("integrated_gradients", "gradient_shap", "shapley")
+NEIGHBOURS = 3
 
 
 def explain(
@@ -36,56 +48,105 @@ def explain(
     """Explain a classifier's predictions; ``options`` are the keyword arguments of `robustcv.explain`, all of them."""
     del state  # short work: nothing to resume
     clock = Clock()
-    methods = [options["method"]] if isinstance(options["method"], str) else list(options["method"])
+    methods = methods_of(options["method"])
+    measures = _measures(options["measures"])
+    _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else (0.0, ())
     method_options = parse_options(options["set"], dict(EXPLAINERS))
-    for name in methods:
-        if name not in EXPLAINERS:
-            raise unknown_name("explainer", name, EXPLAINERS)
     loaded = load_classifier(classifier, options["weights"])
     if is_black_box(loaded.classifier):
-        methods = black_box_explainers(methods, list(EXPLAINERS_SHOWN))
+        methods = black_box_explainers(methods, EXPLAINERS_SHOWN)
     device = device_of(loaded, options["device"])
-    labels = options["labels"]
-    labelled = labels is not None or not isinstance(images, Tensor)
-    chosen, data = take_images(
-        images,
-        labels if labelled else torch.zeros(len(images), dtype=torch.int64),
-        **{name: options[name] for name in ("split", "data_dir", "resize", "skip_bad", "n", "seed")},
-        at_most=True,
-        loaded=loaded,
-        device=device,
-        progress=progress,
-    )
-    run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
-    with judged(loaded.classifier) as frozen_classifier:
-        predictions = predict(frozen_classifier, chosen, batch_size=options["batch_size"], device=device)
-        known = predictions.logits.shape[1]
-        if targets is not None and not bool(((given := torch.as_tensor(targets)) >= 0).all() and (given < known).all()):
-            raise UserError(
-                "RCV-E012", f"targets {targets} are not all classes", f"the model has {known}", f"use 0 to {known - 1}"
-            )
-        wanted = predictions.classes if targets is None else _targets(targets, data.total)[chosen.indices]
-        drawn = _drawn(chosen, predictions, data.selection, labelled=labelled)
-        cases, results, files = explain_cases(
-            frozen_classifier, drawn, methods, method_options, targets=wanted.tolist(), progress=progress, **run
+    chosen, data, labelled = _images(images, options, loaded, device, progress)
+    if options["budget"]:
+        method_options = {
+            name: {**at_budget(name, options["budget"]), **method_options.get(name, {})} for name in methods
+        }
+    method_options = {name: _with_images(own, chosen, options["seed"]) for name, own in method_options.items()}
+    with judged(loaded.classifier) as plain:
+        predictions = predict(plain, chosen, batch_size=options["batch_size"], device=device)
+        wanted = predictions.classes if targets is None else _targets(targets, data.total, predictions)[chosen.indices]
+        found = _Explained(
+            plain, chosen, wanted, methods, method_options, options["seed"], options["batch_size"], device
         )
+        found.run(progress)
+        judgements = found.judge(measures, progress) if measures else ()
+        stable = found.attack(radii, options["norm"], progress) if radii else ()
+        drawn = _drawn(chosen, predictions, data.selection, wanted, options["cases"], labelled=labelled)
+        neighbours, near_files = _neighbours(plain, chosen, loaded, len(drawn.cases), options, device, progress)
+    drawn.cases = [
+        case.model_copy(update={"neighbours": near}) for case, near in zip(drawn.cases, neighbours, strict=True)
+    ]
+    cases, files = finished(drawn, jobs_of(drawn, wanted.tolist()[: len(drawn.cases)]), found.maps)
+    heatmaps = {name: made.heatmaps for name, made in found.maps.items()}
+    focus, pictures = class_focus(heatmaps, wanted, data.class_names, chosen.masks)
+    if pictures:
+        files["evidence/focus.safetensors"] = runs.pack_arrays({key: each.numpy() for key, each in pictures.items()})
     record = records.Record(
         verb="explain",
         version=version(),
         model=describe_model(loaded),
         data=data,
         metrics=(proportion("clean_accuracy", predictions.correct),) if labelled else (),
-        explanations=results,
+        explanations=tuple(found.results),
+        measures=judgements,
+        stability=stable,
+        focus=focus,
         cases=cases,
         environment=clock.environment(device),
         options={name: value for name, value in options.items() if name != "labels"},
     )
-    return Result(record, files)
+    return Result(record, {**files, **near_files})
 
 
-def _targets(targets: Any, total: int) -> Tensor:
+def _measures(given: str | Sequence[str]) -> list[str]:
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in MEASURES and name != "all":
+            raise unknown_name("measure", name, (*MEASURES, "all"))
+    return list(MEASURES) if "all" in names else names
+
+
+def _images(
+    images: Any, options: Mapping[str, Any], loaded: Loaded, device: torch.device, progress: Progress
+) -> tuple[ImageSet, records.Data, bool]:
+    """Take single files, a tensor or a data set; tells whether the true classes are known."""
+    labels = options["labels"]
+    if options["files"]:
+        if images is not None:
+            raise UserError(
+                "RCV-E107",
+                "--images and --data were both given",
+                "either files or a data set is explained",
+                "leave one out",
+            )
+        images = loose_images(options["files"], options["resize"])
+    if images is None:
+        raise UserError(
+            "RCV-E107", "there is nothing to explain", "neither --data nor --images was given", "--images FILE"
+        )
+    labelled = labels is not None or not isinstance(images, Tensor)
+    n = None if options["files"] else options["n"]
+    chosen, data = take_images(
+        images,
+        labels if labelled else torch.zeros(len(images), dtype=torch.int64),
+        **{name: options[name] for name in ("split", "data_dir", "resize", "skip_bad", "seed")},
+        n=n,
+        at_most=True,
+        loaded=loaded,
+        device=device,
+        progress=progress,
+    )
+    return chosen, data, labelled
+
+
+def _targets(targets: Any, total: int, predictions: Predictions) -> Tensor:
     """Read the classes to explain: one for all images, or one each."""
-    wanted = torch.as_tensor(targets).long()
+    wanted, known = torch.as_tensor(targets), predictions.logits.shape[1]
+    if wanted.is_floating_point() or not bool(((wanted >= 0) & (wanted < known)).all()):
+        raise UserError(
+            "RCV-E012", f"targets {targets} are not all classes", f"the model has {known}", f"use 0 to {known - 1}"
+        )
+    wanted = wanted.long()
     if wanted.ndim == 0:
         return wanted.expand(total)
     if len(wanted) != total:
@@ -95,9 +156,111 @@ def _targets(targets: Any, total: int) -> Tensor:
     return wanted
 
 
-def _drawn(images: ImageSet, predictions: Predictions, selection: str, *, labelled: bool) -> Drawn:
+def _with_images(own: Mapping[str, Any], images: ImageSet, seed: int) -> dict[str, Any]:
+    """Put images of the set in the place of ``images:K`` in a fill or a baseline."""
+    done = dict(own)
+    for key, value in own.items():
+        if key in ("fill", "baseline", "baselines") and isinstance(value, str) and value.startswith("images:"):
+            count = value.partition(":")[2]
+            if not count.isdigit() or not int(count):
+                raise UserError("RCV-E008", f"{key}={value} cannot be used", "the form is images:K", f"{key}=images:4")
+            order = sorted(range(len(images)), key=lambda row: draws.image_seed(seed, images.hashes[row], "fill"))
+            done[key] = next(images.take(torch.tensor(order[: int(count)])).batches(int(count)))[0]
+    return done
+
+
+@dataclass
+class _Explained:
+    """A set of images and the maps of all methods; what is asked about them."""
+
+    classifier: nn.Module
+    images: ImageSet
+    targets: Tensor
+    methods: Sequence[str]
+    options: Mapping[str, Mapping[str, Any]]
+    seed: int
+    batch_size: int
+    device: torch.device
+    maps: dict[str, Explanation] = field(default_factory=dict)
+    results: list[records.ExplainerResult] = field(default_factory=list)
+
+    def _explain(self, methods: Sequence[str], images: Tensor, advance: Callable[[int], None]) -> Any:
+        return explain_images(
+            self.classifier,
+            images,
+            self.targets,
+            self.images.hashes,
+            methods={name: EXPLAINERS[name] for name in methods},
+            options=self.options,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            advance=advance,
+        )
+
+    @property
+    def pixels(self) -> Tensor:
+        return next(self.images.batches(len(self.images)))[0]
+
+    def run(self, progress: Progress) -> None:
+        """Explain all images by all methods."""
+        with progress.stage("explain", len(self.images) * len(self.methods)) as advance:
+            for name, (made, result) in self._explain(self.methods, self.pixels, advance).items():
+                self.maps[name] = made
+                self.results.append(result)
+
+    def again(self, name: str) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+        """Give a method as the measures take one: the same options and draws, on another model or other images."""
+
+        def maps(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+            made, _ = explain_images(
+                classifier, images, targets, self.images.hashes, methods={name: EXPLAINERS[name]}, options=self.options,
+                seed=self.seed, batch_size=self.batch_size, device=self.device,
+            )[name]  # fmt: skip
+            return made.heatmaps.to(images.device)
+
+        return maps
+
+    def judge(self, measures: Sequence[str], progress: Progress) -> tuple[records.MeasureResult, ...]:
+        """Measure all maps, beside the controls."""
+        made = self.maps
+        with progress.stage("measures", len(measures) * (len(made) + len(CONTROLS))) as advance:
+            return judge_maps(
+                self.classifier,
+                self.pixels.to(self.device),
+                self.targets.to(self.device),
+                self.images.hashes,
+                maps={name: each.heatmaps for name, each in made.items()},
+                explain={name: self.again(name) for name in made},
+                measures=measures,
+                forwards={name: int(each.forwards.median()) for name, each in made.items()},
+                gaps={name: each.gap for name, each in made.items() if each.gap is not None},
+                masks=None if self.images.masks is None else self.images.masks.to(self.device),
+                seed=self.seed,
+                advance=advance,
+            )
+
+    def attack(self, radii: Sequence[float], norm: Any, progress: Progress) -> tuple[records.StabilityRow, ...]:
+        """Follow the maps under noise and attack."""
+        with progress.stage("stability", 4 * len(radii)) as advance:
+            return stability(
+                self.classifier,
+                self.pixels.to(self.device),
+                self.targets.to(self.device),
+                self.images.hashes,
+                explain={name: self.again(name) for name in self.maps},
+                eps=radii,
+                norm=norm,
+                seed=self.seed,
+                advance=advance,
+            )
+
+
+def _drawn(
+    images: ImageSet, predictions: Predictions, selection: str, wanted: Tensor, most: int, *, labelled: bool
+) -> Drawn:
     drawn = Drawn()
-    for row in range(len(images)):
+    for row in range(min(most, len(images))):
         pixels, _ = next(images.take(torch.tensor([row])).batches(1))
         drawn.clean.append(pixels[0])
         drawn.attacked.append(None)
@@ -110,6 +273,47 @@ def _drawn(images: ImageSet, predictions: Predictions, selection: str, *, labell
                 label=int(images.labels[row]) if labelled else None,
                 prediction=int(predictions.classes[row]),
                 confidence=float(predictions.confidences[row]),
+                logit=float(predictions.logits[row, wanted[row]]),
             )
         )
     return drawn
+
+
+def _neighbours(
+    classifier: nn.Module,
+    images: ImageSet,
+    loaded: Loaded,
+    shown: int,
+    options: Mapping[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> tuple[list[tuple[records.Neighbour, ...]], dict[str, bytes]]:
+    """Find, for each image shown, the nearest of a set (its training split) in feature space."""
+    if options["neighbours"] is None:
+        return [()] * shown, {}
+    known, _ = take_images(
+        options["neighbours"], None, split="train", data_dir=options["data_dir"], resize=options["resize"], n=None,
+        seed=options["seed"], loaded=loaded, device=device, progress=progress,
+    )  # fmt: skip
+    with progress.stage("nearest training images", 1) as advance:
+        common = {"batch_size": options["batch_size"], "device": device}
+        theirs = features_of(classifier, known, **common)
+        own = features_of(classifier, images.take(torch.arange(shown)), **common)
+        advance(1)
+    if own.shape[1] == 0:
+        raise UserError(
+            "RCV-E108", "the model has no linear layer", "its input is the space that neighbours are sought in",
+            "leave --neighbours out",
+        )  # fmt: skip
+    rows, distances = nearest(own, theirs, NEIGHBOURS)
+    files: dict[str, bytes] = {}
+    found = []
+    for case, (places, far) in enumerate(zip(rows.tolist(), distances.tolist(), strict=True)):
+        near = []
+        for rank, (row, distance) in enumerate(zip(places, far, strict=True)):
+            name = f"evidence/{case:03d}-neighbour-{rank}.png"
+            files[name] = to_png(next(known.take(torch.tensor([row])).batches(1))[0][0])
+            label = known.class_names[int(known.labels[row])]
+            near.append(records.Neighbour(index=int(known.indices[row]), label=label, distance=distance, file=name))
+        found.append(tuple(near))
+    return found, files

@@ -24,6 +24,7 @@ from robustcv.classifier import frozen
 from robustcv.data import Images, ImageSet, ImageStream, as_images, resized, stratified
 from robustcv.data import load as load_images
 from robustcv.errors import UserError, unknown_name
+from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.records import Record
 from robustcv.runtime import Progress
@@ -316,6 +317,21 @@ def is_black_box(classifier: nn.Module) -> bool:
     return bool(getattr(classifier, "black_box", False))
 
 
+def methods_of(given: str | Sequence[str]) -> list[str]:
+    """Read the names of explanation methods, short ones too.
+
+    Raises
+    ------
+    UserError
+        If one is unknown.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in EXPLAINERS and name not in ALIASES:
+            raise unknown_name("explainer", name, {**EXPLAINERS, **ALIASES})
+    return list(dict.fromkeys(ALIASES.get(name, name) for name in names))
+
+
 def black_box_explainers(names: Sequence[str], default: Sequence[str]) -> list[str]:
     """Give the explainers for a model without gradients: those asked for, or one that only asks questions.
 
@@ -330,10 +346,10 @@ def black_box_explainers(names: Sequence[str], default: Sequence[str]) -> list[s
         If one of those asked for needs gradients.
     """
     if list(names) == list(default):
-        return ["partition_shap"]
-    if needing := [name for name in names if name != "partition_shap"]:
+        return ["shapley"]
+    if needing := [name for name in names if name not in ASK_ONLY]:
         raise UserError(
-            "RCV-E094", f"{needing[0]} needs gradients", "this model gives none", "--explain partition_shap"
+            "RCV-E094", f"{needing[0]} needs gradients", "this model gives none", f"use one of {', '.join(ASK_ONLY)}"
         )
     return list(names)
 

@@ -7,7 +7,8 @@ from robustcv.report.blocks import Section
 from robustcv.report.sections.beyond import beyond
 from robustcv.report.sections.comparison import changes, paired
 from robustcv.report.sections.cost import cost
-from robustcv.report.sections.evidence import calibration, cases, explanations, training
+from robustcv.report.sections.evidence import calibration, cases, training
+from robustcv.report.sections.explanations import explanations, focus, league, stability
 from robustcv.report.sections.findings import findings, limits
 from robustcv.report.sections.reproduction import glossary, next_step, reproduce
 from robustcv.report.sections.robustness import classes, curve, threat_model
@@ -22,6 +23,9 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "beyond": beyond,
     "cases": cases,
     "explanations": explanations,
+    "league": league,
+    "stability": stability,
+    "focus": focus,
     "calibration": calibration,
     "training": training,
     "tuning": tuning,

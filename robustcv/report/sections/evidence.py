@@ -1,4 +1,4 @@
-"""Cases with heat maps, the explanation methods, calibration and learning curves."""
+"""Cases with heat maps, calibration and learning curves."""
 
 from collections.abc import Mapping
 
@@ -21,46 +21,6 @@ def cases(record: Record, files: Files) -> Section | None:
     else:
         return None
     return Section("cases", title, subtitle, (gallery,), title) if gallery.items else None
-
-
-def explanations(record: Record, files: Files) -> Section | None:
-    """Tabulate the explanation methods: what they explained, against which baseline, how complete, at what cost."""
-    if record.comparison is not None:
-        sides = [(f"{side.name}: ", side.explanations) for side in (record.comparison.a, record.comparison.b)]
-    else:
-        sides = [("", record.explanations)]
-    rows = tuple(
-        (
-            Cell(f"{prefix}{result.method}"),
-            Cell(f"{result.details.get('target', '')} of the predicted class"),
-            Cell(str(result.details.get("baseline", "none"))),
-            Cell(f"{result.images:,}", number=True),
-            Cell(_gap(result.median_error), number=True),
-            Cell(_gap(result.worst_error), number=True),
-            Cell(f"{result.forwards / max(1, result.images):,.0f}", number=True),
-            Cell(numbers.duration(result.seconds), number=True),
-        )
-        for prefix, results in sides
-        for result in results
-    )
-    if not rows:
-        return None
-    headers = (
-        "method",
-        "explains",
-        "baseline",
-        "maps",
-        "completeness gap, median",
-        "worst",
-        "forward-equivalents a map",
-        "time",
-    )
-    note = "completeness gap: |sum of the map − change of the logit from the baseline| as a share of that change"
-    return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
-
-
-def _gap(value: float | None) -> str:
-    return "none known" if value is None else f"{100 * value:.2f}{numbers.NBSP}%"
 
 
 def calibration(record: Record, files: Files) -> Section | None:

@@ -46,18 +46,36 @@ _ROBUST = "images right when clean that no attack broke / images; an upper bound
 _EPS = "largest change allowed: of one value (L-inf), of the length (L2), of the sum (L1), in values changed (L0)"
 _ECE = "sum over 15 confidence bins of share of images × |accuracy − mean confidence| (Guo et al. 2017)"
 _GAP = "|sum of the map − (logit of the image − logit of the baseline)| / |that difference|"
+_ERROR = "estimated length of (the map − the map without limits on steps or samples) / length of the map"
+_MEASURES = {
+    "deletion": "area under the probability of the class as pixels are hidden, most relevant first",
+    "insertion": "area under the probability of the class as pixels are shown, most relevant first",
+    "road": "mean of (probability without the least − without the most relevant pixels) / 2, holes filled by imputation",
+    "infidelity": "share of the logit's change under noise that the map, times the best factor, does not foretell",
+    "max sensitivity": "largest relative change of the map when every pixel moves by at most 0.02",
+    "randomisation smooth": "rank correlation with the map of the same model with weights drawn anew from the top down",
+    "randomisation efficient": "relative rise of the map's entropy when all weights are drawn anew",
+    "relevance mass": "share of the positive relevance inside the object",
+    "relevance rank": "share of the object's pixels among as many most relevant ones",
+    "pointing": "share of images whose most relevant pixel lies inside the object",
+    "average precision": "of the map as a detector of the object's pixels",
+    "sparseness": "Gini index of the magnitudes: 0 even, 1 on one pixel",
+}
 _CI = "Wilson interval for shares; bootstrap where said; Newcombe's for paired differences"
 
 
 def glossary(record: Record, files: Files) -> Section | None:
     """Define every number of the first screen."""
     both = record.comparison is not None
+    measured = {result.measure.replace("_", " ") for result in record.measures}
     terms = [
         ("clean accuracy", _CLEAN, True),
         ("robust accuracy", _ROBUST, bool(record.attacks) or both),
         ("eps", _EPS, bool(record.attacks) or both),
         ("calibration error", _ECE, record.metric("calibration_error") is not None or both),
+        ("relative error of a map", _ERROR, bool(record.explanations) or both),
         ("completeness gap", _GAP, bool(record.explanations) or both),
+        *((measure, text, measure in measured) for measure, text in _MEASURES.items()),
         ("95 % CI", _CI, True),
     ]
     rows = tuple((Cell(name), Cell(text)) for name, text, used in terms if used)

@@ -1,0 +1,250 @@
+"""What the maps cost, how far they are off, how good each method is, and whether they stand an attack."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from robustcv import runs
+from robustcv.records import ExplainerResult, MeasureResult, Record, StabilityRow
+from robustcv.report import charts, images, numbers
+from robustcv.report.blocks import Block, Bullet, Bullets, Cell, Chart, Gallery, Item, Picture, Section, Strip, Table
+
+Files = Mapping[str, bytes]
+
+QUANTITIES = {
+    "spearman": "rank correlation",
+    "top_overlap": "overlap of the top 10 %",
+    "mass_shift": "mass moved",
+    "centroid_shift": "centre moved, of the diagonal",
+}
+
+
+def explanations(record: Record, files: Files) -> Section | None:
+    """Tabulate the explanation methods: what they explained, against what, how far off they are, at what cost."""
+    if record.comparison is not None:
+        sides = [(f"{side.name}: ", side.explanations) for side in (record.comparison.a, record.comparison.b)]
+    else:
+        sides = [("", record.explanations)]
+    rows = tuple(_method_row(prefix, result) for prefix, results in sides for result in results)
+    if not rows:
+        return None
+    headers = (
+        "method",
+        "explains",
+        "against",
+        "maps",
+        "relative error, median",
+        "worst",
+        "completeness gap, median",
+        "forward-equivalents a map",
+        "time",
+    )
+    note = (
+        "relative error: estimated distance from the same method without limits on steps or samples, as a share of the "
+        "map's length · completeness gap: |sum of the map − change of the logit| as a share of that change"
+    )
+    return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
+
+
+def _method_row(prefix: str, result: ExplainerResult) -> tuple[Cell, ...]:
+    older = result.error_name == "completeness gap"  # records before the two were told apart
+    error, worst = (None, None) if older else (result.median_error, result.worst_error)
+    gap = result.median_error if older else result.median_gap
+    details = result.details
+    how = [str(details[key]) for key in ("layer", "regions") if key in details]
+    reused = f"{result.reused:,} shared with other methods" if result.reused > 0 else ""
+    return (
+        Cell(f"{prefix}{named(result.method)}", " · ".join(how)),
+        Cell(f"{details.get('target', '')} of the predicted class"),
+        Cell(str(details.get("baseline", "none"))),
+        Cell(f"{result.images:,}", number=True),
+        Cell(_share(error), number=True),
+        Cell(_share(worst), number=True),
+        Cell(_share(gap, none="promises none"), number=True),
+        Cell(f"{result.forwards / max(1, result.images):,.0f}", reused, number=True),
+        Cell(numbers.duration(result.seconds), number=True),
+    )
+
+
+def named(method: str) -> str:
+    """Write a method's name for a person."""
+    return method.replace("_", " ")
+
+
+def _share(value: float | None, none: str = "not known") -> str:
+    if value is None:
+        return none
+    return "exact" if value == 0 else f"{100 * value:.2g}{numbers.NBSP}%" if value < 9.995 else "over 1,000 %"
+
+
+def league(record: Record, files: Files) -> Section | None:
+    """Tabulate the measures, one column each, and name the methods that do not beat an edge filter."""
+    sides = _sides(record, "measures")
+    if not sides:
+        return None
+    blocks: list[Block] = []
+    for name, results in sides:
+        blocks += _league(name, results)
+    first = sides[0][1]
+    budget = record.options.get("budget")
+    equal = f"every method at about {budget} forward-equivalents a map · " if budget else "methods at different cost · "
+    subtitle = (
+        f"{equal}mean over {first[0].n:,} images, with 95 % bootstrap intervals · beside maps that know nothing of the "
+        "model: random, Sobel edges, a Gaussian in the centre"
+    )
+    return Section("league", "How good are the maps?", subtitle, tuple(blocks), "Quality of maps")
+
+
+def _league(name: str, results: tuple[MeasureResult, ...]) -> list[Block]:
+    measures = list(dict.fromkeys(result.measure for result in results))
+    found = {(result.method, result.measure): result for result in results}
+    methods = list(dict.fromkeys(result.method for result in results))
+    wins = {each: sum(bool(r.beats) for r in results if r.method == each) for each in methods}
+    control = {result.method: result.control for result in results}
+    methods.sort(key=lambda each: (control[each], -wins[each]))
+    better = {result.measure: result.better for result in results}
+    headers = ("method", *(f"{named(each)} ({better[each]} is better)" for each in measures))
+    rows = tuple(
+        (
+            Cell(named(method), "knows nothing of the model" if control[method] else _cost(method, results)),
+            *(_judged(found.get((method, measure))) for measure in measures),
+        )
+        for method in methods
+    )
+    lost = [result for result in results if result.beats is False]
+    items = [
+        Bullet(f"{named(method)} does not beat an edge filter on {_list(lost, method)}")
+        for method in methods
+        if any(result.method == method for result in lost)
+    ]
+    table = Table(headers, rows, caption=name)
+    return [table, Bullets(tuple(items))] if items else [table]
+
+
+def _cost(method: str, results: tuple[MeasureResult, ...]) -> str:
+    return f"{next(result.forwards for result in results if result.method == method):,} forward-equivalents a map"
+
+
+def _list(lost: Iterable[MeasureResult], method: str) -> str:
+    return ", ".join(named(result.measure) for result in lost if result.method == method)
+
+
+def _judged(result: MeasureResult | None) -> Cell:
+    if result is None:
+        return Cell("not run", number=True)
+    interval = f"{result.low:.3f} to {result.high:.3f}"
+    verdict = {True: " · beats edges", False: " · not above edges", None: ""}[result.beats]
+    return Cell(f"{result.mean:.3f}", interval + verdict, number=True)
+
+
+def stability(record: Record, files: Files) -> Section | None:
+    """Draw how the maps' rank correlation falls under noise and attacks, with all quantities in the table."""
+    sides = _sides(record, "stability")
+    if not sides:
+        return None
+    blocks: list[Block] = []
+    for name, rows in sides:
+        blocks += _stability(name, rows)
+    n = max(row.n for _, rows in sides for row in rows)
+    norm = numbers.NORM_NAMES.get(sides[0][1][0].norm, sides[0][1][0].norm)
+    subtitle = (
+        f"maps of changed images against maps of the images, for the class predicted now · {norm} · {n:,} images · "
+        "prediction held: as far towards the worst case as the prediction stays · attack on the map: PGD that moves "
+        "the gradient map and keeps the prediction"
+    )
+    return Section("stability", "Do the maps stand an attack?", subtitle, tuple(blocks), "Stability of maps")
+
+
+def _stability(name: str, rows: tuple[StabilityRow, ...]) -> list[Block]:
+    drawn: list[charts.Row] = [
+        {
+            "method": named(row.method),
+            "series": row.change,
+            "eps": row.eps * 255 if row.norm == "linf" else row.eps,
+            "mean": row.mean,
+            "low": row.low,
+            "high": row.high,
+        }
+        for row in rows
+        if row.quantity == "spearman"
+    ]
+    lowest = min(drawn, key=lambda each: each["mean"])
+    label = f"{name}: rank correlation of maps; lowest {lowest['mean']:.2f}, {lowest['method']}, {lowest['series']}"
+    keys = list(dict.fromkeys((row.method, row.change, row.eps, row.n) for row in rows))
+    found = {(row.method, row.change, row.eps, row.quantity): row for row in rows}
+    table = Table(
+        ("method", "change", "eps", "n", *QUANTITIES.values()),
+        tuple(
+            (
+                Cell(named(method)),
+                Cell(change),
+                Cell(numbers.eps_short(eps, rows[0].norm), number=True),
+                Cell(f"{n:,}", number=True),
+                *(_moved(found[method, change, eps, quantity]) for quantity in QUANTITIES),
+            )
+            for method, change, eps, n in keys
+        ),
+        folded=f"{name + ': ' if name else ''}all quantities",
+    )
+    x_title = "eps, in 1/255" if rows[0].norm == "linf" else "eps"
+    return [Chart(charts.stability(drawn, x_title=x_title, label=label.removeprefix(": ")), table)]
+
+
+def _moved(row: StabilityRow) -> Cell:
+    return Cell(f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", number=True)
+
+
+def _sides(record: Record, field: str) -> list[tuple[str, tuple[Any, ...]]]:
+    if record.comparison is not None:
+        sides = [(side.name, getattr(side, field)) for side in (record.comparison.a, record.comparison.b)]
+    else:
+        sides = [("", getattr(record, field))]
+    return [(name, rows) for name, rows in sides if rows]
+
+
+def focus(record: Record, files: Files) -> Section | None:
+    """Show the mean map of each class, and where it is heaviest."""
+    if not record.focus or "evidence/focus.safetensors" not in files:
+        return None
+    arrays = runs.unpack_arrays(files["evidence/focus.safetensors"])
+    classes = list(dict.fromkeys(row.name for row in record.focus))
+    alarms = [row for row in record.focus if row.alarm]
+    classes.sort(key=lambda name: -max(row.share for row in record.focus if row.name == name))
+    items = []
+    for name in classes[:24]:
+        own = [row for row in record.focus if row.name == name]
+        pictures = []
+        for row in own:
+            values = np.asarray(arrays[row.file], dtype=float)[0]
+            picture = images.data_uri(images.diverging(values / (float(values.max()) or 1.0)))
+            where = f"{100 * row.place[1]:.0f} % across, {100 * row.place[0]:.0f} % down"
+            alt = f"Mean {named(row.method)} map of class {name}: {100 * row.share:.0f} % in one window, {where}"
+            note = f"{100 * row.share:.0f} % in one 64th" + (" · alarm" if row.alarm else "")
+            pictures.append(Picture(picture, alt, f"{named(row.method)}: {note}", bad=row.alarm))
+        items.append(Item(f"Class {name}", (Strip(tuple(pictures)),), f"mean of {own[0].n} maps"))
+    table = Table(
+        ("class", "method", "maps", "in the heaviest 64th of the image", "inside the object", "shortcut alarm"),
+        tuple(
+            (
+                Cell(row.name),
+                Cell(named(row.method)),
+                Cell(f"{row.n:,}", number=True),
+                Cell(f"{100 * row.share:.0f}{numbers.NBSP}%", number=True),
+                Cell("no masks" if row.inside is None else f"{100 * row.inside:.0f}{numbers.NBSP}%", number=True),
+                Cell("raised" if row.alarm else "no"),
+            )
+            for row in record.focus
+        ),
+        folded="Data table",
+    )
+    told = f"{len(alarms)} of {len(record.focus)} raise the shortcut alarm" if alarms else "no shortcut alarm"
+    subtitle = (
+        f"positive relevance, averaged over the images that are given each class · {told}: more than "
+        "15 % of it in one 64th of the image, or less inside the object than an even spread would have; where objects "
+        "always lie in one place the alarm is raised too"
+    )
+    small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO if record.data else True
+    return Section(
+        "focus", "Where classes are looked for", subtitle, (Gallery(tuple(items), small), table), "Mean maps"
+    )
