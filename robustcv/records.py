@@ -198,6 +198,7 @@ class ClassFocus(_Frozen):
     name: str
     n: int
     share: float = Field(description="share of the positive relevance in the heaviest window, of a 64th of the image")
+    chance: float = Field(description="what 99 % of means of as many maps, drawn from all classes, stay below")
     place: tuple[float, float] = Field(description="middle of that window, as shares of height and width")
     inside: float | None = Field(default=None, description="share of the positive relevance inside the object")
     alarm: bool

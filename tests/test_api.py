@@ -156,7 +156,7 @@ def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_pat
 
 def test_explain_shows_every_method_with_its_gap(trained: Path, tmp_path: Path) -> None:
     run = rc.explain(str(trained), "digits", n=4, out=tmp_path / "explain", quiet=True)
-    assert [result.method for result in run.explanations] == ["integrated_gradients", "gradient_shap", "partition_shap"]
+    assert [result.method for result in run.explanations] == ["integrated_gradients", "gradient_shap", "shapley"]
     assert all(result.median_error is not None for result in run.explanations)
     assert all(len(case.heatmaps) == 3 and case.heatmaps[0].target == case.prediction for case in run.cases)
 
@@ -233,7 +233,7 @@ def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, au
         ({"eps": 0}, r"eps 0 is outside \(0, 1\]"),
         ({"norm": "l7"}, "no norm called 'l7'"),
         ({"attacks": ["pdg"]}, "no attack called 'pdg'"),
-        ({"explain": ["lime"]}, "no explainer called 'lime'"),
+        ({"explain": ["lune"]}, "no explainer called 'lune'"),
         ({"set": ["pgd.stps=3"]}, "no option of pgd called 'stps'"),
         ({"set": ["pgd.steps=many"]}, "pgd.steps=many cannot be used"),
         ({"set": ["pgd.restarts=0"]}, "pgd.restarts=0 is not above 0"),

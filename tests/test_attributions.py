@@ -442,6 +442,11 @@ def test_regions_cover_the_image_without_gaps() -> None:
     assert counts(regions_of(images, "grid:2x7")) == [14] * 3
 
 
+def test_a_noisy_picture_still_falls_into_about_as_many_superpixels_as_asked() -> None:
+    noise = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    assert all(8 <= count <= 24 for count in counts(regions_of(noise, "slic:16")))
+
+
 def test_a_shared_pool_asks_about_each_mask_once_for_every_method_and_class(problem) -> None:
     model, images, targets = problem
     pool = Pool(model, images)

@@ -48,7 +48,7 @@ def test_an_audit_attacks_it_without_gradients_and_says_so(exported: Path, tmp_p
     (check,) = [each for each in box.record.preflight if each.check == "usable gradients"]
     assert check.status == "raised" and "black box" in check.figure
     assert "black box" in box.page.read_text() and "None" not in box.page.read_text()
-    assert {each.method for each in box.explanations} == {"partition_shap"}
+    assert {each.method for each in box.explanations} == {"shapley"}
     gated = rc.audit(f"onnx:{exported / 'model.onnx'}", **common, fail_under={"clean_accuracy": 0.1}, explain=())
     assert gated.verdict == "INCONCLUSIVE"
 

@@ -67,9 +67,17 @@ def _slic(image: Tensor, wanted: int) -> Tensor:
     pixels = image.detach().permute(1, 2, 0).cpu().numpy().astype(np.float64)
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, axis=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where a picture has fewer colours than superpixels
-        return _numbered(torch.from_numpy(slic(pixels, n_segments=wanted, compactness=10, start_label=0)).long())
+    for compactness in (
+        10,
+        100,
+        1000,
+    ):  # a noisy picture falls into crumbs, which are merged into one; compact ones stay
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where a picture has fewer colours than superpixels
+            found = slic(pixels, n_segments=wanted, compactness=compactness, start_label=0)
+        if len(np.unique(found)) >= wanted / 2:
+            break
+    return _numbered(torch.from_numpy(found).long())
 
 
 def _numbered(one: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ _CONFIG = {
     "background": "transparent",
     "view": {"stroke": None},
     "axis": _AXIS,
+    "header": {"labelColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
     "legend": {"labelColor": "var(--text)", "titleColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
 }
 

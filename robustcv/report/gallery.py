@@ -136,9 +136,15 @@ def _strips(
         coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
         for ref, picture in zip(refs, coloured, strict=True):
             panel = _heatmap_panel(
-                ref, picture, _name(data, ref.target), first=place == 0 and (attacked or len(methods) == 1)
+                ref,
+                picture,
+                _name(data, ref.target),
+                first=place == 0 and (attacked or len(methods) == 1),
+                alone=not attacked and len(methods) > 1,
             )
             (pictures if place == 0 or not attacked else others).append(panel)
+    if not attacked and len(methods) > 1:
+        label = label or f"why {_name(data, case.heatmaps[0].target)}"
     strips = [Strip(tuple(pictures), label)]
     if others:
         strips.append(Strip(tuple(others), "the same, by other methods"))
@@ -152,16 +158,18 @@ def _neighbour(near: Neighbour, files: Files) -> Picture:
     return Picture(images.data_uri(images.decode(files[near.file])), alt, f"{near.distance:.3f}", near.label)
 
 
-def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, first: bool) -> Picture:
+def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, first: bool, alone: bool) -> Picture:
     """Make the panel of one heat map: method, image, class explained and error, in alt text and caption."""
     method = ref.method.replace("_", " ")
     gap = "" if ref.gap is None else f", completeness gap {100 * ref.gap:.1f} %"
     error = "" if not ref.error else f", relative error {100 * ref.error:.1f} %"
     caption = f"why {target}" if first else f"{method}: why {target}"
+    if alone:
+        caption = method
     if ref.zero:
         caption += " · zero: nothing here changes this logit"
     elif ref.error:
-        caption += f" · error {100 * ref.error:.1g} %"
+        caption += f" · error {100 * ref.error:.{0 if ref.error > 0.095 else 1}f} %"
     if not first and ref.image == "adversarial":
         caption += ", attacked"
     alt = f"{method} heat map of the {ref.image} image for class {target}{error}{gap}"

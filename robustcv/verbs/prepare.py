@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from robustcv import records, runs, runtime
@@ -28,6 +28,8 @@ from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.records import Record
 from robustcv.runtime import Progress
+
+_WITH_TENSORS = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _read(text: str) -> Any:
 
 def _checked(function: Any, method: str, key: str, value: Any) -> Any:
     """Hold a method's option against the function's signature: its name, its type, and counts at least 1."""
-    reserved = ("eps", "norm", "targets", "towards", "seeds", "keep", "perturb")
+    reserved = ("eps", "norm", "targets", "towards", "seeds", "keep", "perturb", "pool")
     parameters = inspect.signature(function).parameters.values()
     accepted = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in reserved]
     if key not in accepted:
@@ -188,7 +190,7 @@ def _checked(function: Any, method: str, key: str, value: Any) -> Any:
     if typing.get_origin(annotation) is Literal and value not in typing.get_args(annotation):
         raise unknown_name(f"{key} of {method}", str(value), typing.get_args(annotation))
     try:
-        checked = TypeAdapter(annotation).validate_python(value)
+        checked = TypeAdapter(annotation, config=_WITH_TENSORS).validate_python(value)
     except ValidationError as error:
         why = error.errors()[0]["msg"]
         raise UserError(

@@ -75,7 +75,11 @@ def named(method: str) -> str:
 def _share(value: float | None, none: str = "not known") -> str:
     if value is None:
         return none
-    return "exact" if value == 0 else f"{100 * value:.2g}{numbers.NBSP}%" if value < 9.995 else "over 1,000 %"
+    if value == 0:
+        return "exact"
+    if not 5e-5 <= value < 9.995:
+        return f"under 0.01{numbers.NBSP}%" if value < 5e-5 else f"over 1,000{numbers.NBSP}%"
+    return f"{100 * value:.{2 if value < 0.001 else 1 if value < 0.0995 else 0}f}{numbers.NBSP}%"
 
 
 def league(record: Record, files: Files) -> Section | None:
@@ -91,7 +95,8 @@ def league(record: Record, files: Files) -> Section | None:
     equal = f"every method at about {budget} forward-equivalents a map · " if budget else "methods at different cost · "
     subtitle = (
         f"{equal}mean over {first[0].n:,} images, with 95 % bootstrap intervals · beside maps that know nothing of the "
-        "model: random, Sobel edges, a Gaussian in the centre"
+        "model: random, Sobel edges, a Gaussian in the centre · ✓ better than edges by the interval of the difference, "
+        "– not"
     )
     return Section("league", "How good are the maps?", subtitle, tuple(blocks), "Quality of maps")
 
@@ -104,13 +109,17 @@ def _league(name: str, results: tuple[MeasureResult, ...]) -> list[Block]:
     control = {result.method: result.control for result in results}
     methods.sort(key=lambda each: (control[each], -wins[each]))
     better = {result.measure: result.better for result in results}
-    headers = ("method", *(f"{named(each)} ({better[each]} is better)" for each in measures))
-    rows = tuple(
-        (
-            Cell(named(method), "knows nothing of the model" if control[method] else _cost(method, results)),
-            *(_judged(found.get((method, measure))) for measure in measures),
-        )
-        for method in methods
+    headers = ("", *(named(method) for method in methods))
+    spent = tuple(Cell("none" if control[each] else _cost(each, results), number=True) for each in methods)
+    rows = (
+        (Cell("forward-equivalents a map"), *spent),
+        *(
+            (
+                Cell(named(each), f"{better[each]} is better"),
+                *(_judged(found.get((method, each))) for method in methods),
+            )
+            for each in measures
+        ),
     )
     lost = [result for result in results if result.beats is False]
     items = [
@@ -118,12 +127,12 @@ def _league(name: str, results: tuple[MeasureResult, ...]) -> list[Block]:
         for method in methods
         if any(result.method == method for result in lost)
     ]
-    table = Table(headers, rows, caption=name)
+    table = Table(headers, rows, caption=name, matrix=True)
     return [table, Bullets(tuple(items))] if items else [table]
 
 
 def _cost(method: str, results: tuple[MeasureResult, ...]) -> str:
-    return f"{next(result.forwards for result in results if result.method == method):,} forward-equivalents a map"
+    return f"{next(result.forwards for result in results if result.method == method):,}"
 
 
 def _list(lost: Iterable[MeasureResult], method: str) -> str:
@@ -133,9 +142,10 @@ def _list(lost: Iterable[MeasureResult], method: str) -> str:
 def _judged(result: MeasureResult | None) -> Cell:
     if result is None:
         return Cell("not run", number=True)
-    interval = f"{result.low:.3f} to {result.high:.3f}"
-    verdict = {True: " · beats edges", False: " · not above edges", None: ""}[result.beats]
-    return Cell(f"{result.mean:.3f}", interval + verdict, number=True)
+    mark = {True: " ✓", False: " –", None: ""}[result.beats]
+    low, high = (f"{value:.2f}".replace("-", "−") for value in (result.low, result.high))
+    interval = f"{low} to {high}" if result.low < 0 else f"{low}–{high}"
+    return Cell(f"{result.mean:.2f}".replace("-", "−") + mark, interval, number=True)
 
 
 def stability(record: Record, files: Files) -> Section | None:
@@ -220,17 +230,18 @@ def focus(record: Record, files: Files) -> Section | None:
             picture = images.data_uri(images.diverging(values / (float(values.max()) or 1.0)))
             where = f"{100 * row.place[1]:.0f} % across, {100 * row.place[0]:.0f} % down"
             alt = f"Mean {named(row.method)} map of class {name}: {100 * row.share:.0f} % in one window, {where}"
-            note = f"{100 * row.share:.0f} % in one 64th" + (" · alarm" if row.alarm else "")
+            note = f"{100 * row.share:.0f} %" + (" · alarm" if row.alarm else "")
             pictures.append(Picture(picture, alt, f"{named(row.method)}: {note}", bad=row.alarm))
-        items.append(Item(f"Class {name}", (Strip(tuple(pictures)),), f"mean of {own[0].n} maps"))
+        items.append(Item(f"Class {name}", (Strip(tuple(pictures)),), f"class {name} · mean of {own[0].n} maps"))
     table = Table(
-        ("class", "method", "maps", "in the heaviest 64th of the image", "inside the object", "shortcut alarm"),
+        ("class", "method", "maps", "in the heaviest 64th", "by chance, 99 %", "inside the object", "shortcut alarm"),
         tuple(
             (
                 Cell(row.name),
                 Cell(named(row.method)),
                 Cell(f"{row.n:,}", number=True),
                 Cell(f"{100 * row.share:.0f}{numbers.NBSP}%", number=True),
+                Cell(f"{100 * row.chance:.0f}{numbers.NBSP}%", number=True),
                 Cell("no masks" if row.inside is None else f"{100 * row.inside:.0f}{numbers.NBSP}%", number=True),
                 Cell("raised" if row.alarm else "no"),
             )
@@ -240,9 +251,10 @@ def focus(record: Record, files: Files) -> Section | None:
     )
     told = f"{len(alarms)} of {len(record.focus)} raise the shortcut alarm" if alarms else "no shortcut alarm"
     subtitle = (
-        f"positive relevance, averaged over the images that are given each class · {told}: more than "
-        "15 % of it in one 64th of the image, or less inside the object than an even spread would have; where objects "
-        "always lie in one place the alarm is raised too"
+        "positive relevance, averaged over the images that are given each class, and how much of it lies in the "
+        f"heaviest 64th of the image · {told}: more there than 99 % of as many maps drawn from all classes have, and "
+        "above 8 %; or less inside the object than an even spread would have. A class that always lies in one place "
+        "raises it too"
     )
     small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO if record.data else True
     return Section(

@@ -50,7 +50,7 @@ _ERROR = "estimated length of (the map − the map without limits on steps or sa
 _MEASURES = {
     "deletion": "area under the probability of the class as pixels are hidden, most relevant first",
     "insertion": "area under the probability of the class as pixels are shown, most relevant first",
-    "road": "mean of (probability without the least − without the most relevant pixels) / 2, holes filled by imputation",
+    "road": "mean of (probability without the least − without the most relevant pixels) / 2, holes imputed",
     "infidelity": "share of the logit's change under noise that the map, times the best factor, does not foretell",
     "max sensitivity": "largest relative change of the map when every pixel moves by at most 0.02",
     "randomisation smooth": "rank correlation with the map of the same model with weights drawn anew from the top down",

@@ -1,0 +1,298 @@
+"""Explanations run over images: shared passes, measures beside controls, stability, mean maps, the verb."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Curved, make_images, make_linear
+from PIL import Image
+from test_explainers import Counting
+from torch import nn
+
+import robustcv as rc
+from robustcv.classifier import frozen
+from robustcv.data import ImageSet
+from robustcv.errors import UserError
+from robustcv.evaluation.attribution import explain_images
+from robustcv.evaluation.faithfulness import BUDGETED, at_budget, judge_maps
+from robustcv.evaluation.focus import class_focus, heaviest_window
+from robustcv.evaluation.neighbours import features_of, nearest
+from robustcv.evaluation.stability import furthest_held, stability
+from robustcv.explainers import EXPLAINERS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def problem():
+    return Curved(), make_images(6, dtype=torch.float32), torch.tensor([0, 1, 2, 3, 1, 0])
+
+
+def run(model, images, targets, *names, options=None, batch_size=64):
+    with frozen(model):
+        return explain_images(
+            model, images, targets, [str(k) for k in range(len(images))],
+            methods={name: EXPLAINERS[name] for name in names}, options=options or {}, seed=0, batch_size=batch_size,
+            device=CPU,
+        )  # fmt: skip
+
+
+def test_methods_that_hide_regions_share_their_passes_and_say_so(problem) -> None:
+    model, images, targets = problem
+    counting = Counting(model)
+    small = {name: {"samples": 60} for name in ("shapley", "kernel_shap", "lime")}
+    made = run(counting, images, targets, "shapley", "kernel_shap", "lime", options=small)
+    results = [result for _, result in made.values()]
+    assert [result.reused for result in results] == [0, results[1].forwards, results[2].forwards]
+    assert counting.rows == results[0].forwards
+    alone = run(model, images, targets, "lime", options=small)["lime"][0]
+    assert torch.equal(alone.heatmaps, made["lime"][0].heatmaps)  # sharing changes nothing
+
+
+@pytest.mark.parametrize("name", ["integrated_gradients", "gradient_shap", "shapley", "rise", "lime"])
+def test_a_map_is_the_same_whatever_the_batch_size(problem, name) -> None:
+    model, images, targets = problem
+    usual, _ = run(model, images, targets, name)[name]
+    for batch_size in (1, 4):
+        other, _ = run(model, images, targets, name, batch_size=batch_size)[name]
+        assert torch.allclose(usual.heatmaps, other.heatmaps, atol=1e-5)
+        assert other.error.shape == usual.error.shape
+
+
+def test_values_that_are_not_finite_are_refused(problem) -> None:
+    _, images, targets = problem
+
+    class Overflows(nn.Module):
+        def forward(self, x):
+            return (x.mean((1, 2, 3)) / 0)[:, None] * torch.tensor([[1.0, -1.0, 2.0, 0.0]])
+
+    with pytest.raises(UserError, match="not finite"):
+        run(Overflows(), images, targets, "saliency")
+
+
+def test_budgets_are_kept_by_every_method_that_has_a_choice(problem) -> None:
+    model, _, targets = problem
+    images = make_images(6, (3, 24, 24), dtype=torch.float32)
+    for name in BUDGETED:
+        if name == "partition_shap":
+            continue
+        for budget in (64, 200):
+            made, _ = run(model, images, targets, name, options={name: at_budget(name, budget)})[name]
+            assert 0.25 * budget <= int(made.forwards.max()) <= 1.02 * budget + 1, (name, budget, made.forwards)
+
+
+# -- quality ---
+
+
+def test_the_true_map_beats_edges_and_a_random_map_does_not() -> None:
+    model, images = make_linear(3, (3, 8, 8), dtype=torch.float32), make_images(30, (3, 8, 8), dtype=torch.float32)
+    with torch.no_grad():
+        targets = model(images).argmax(1)
+    share = model.weights.detach()[targets].reshape(30, 3, 8, 8) * images
+    noise = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    results = judge_maps(
+        model, images, targets, [str(k) for k in range(30)], maps={"truth": share, "noise": noise}, explain={},
+        measures=["deletion", "insertion", "completeness"], forwards={"truth": 2}, gaps={"truth": torch.zeros(30)},
+        masks=None, seed=0,
+    )  # fmt: skip
+    found = {(row.method, row.measure): row for row in results}
+    assert found["truth", "deletion"].beats and found["truth", "insertion"].beats
+    assert not found["noise", "deletion"].beats
+    assert found["sobel", "deletion"].beats is None and found["sobel", "deletion"].control
+    assert found["truth", "completeness"].mean == 0 and ("noise", "completeness") not in found
+    assert all(row.low <= row.mean <= row.high for row in results)
+    row = found["truth", "deletion"]
+    assert row.difference == pytest.approx(row.mean - found["sobel", "deletion"].mean, abs=1e-9)
+
+
+# -- stability ---
+
+
+def gradient_maps(model, images, targets):
+    with frozen(model):
+        return EXPLAINERS["saliency"](model, images, targets).heatmaps
+
+
+def test_the_gradient_of_a_linear_model_stands_any_attack() -> None:
+    model, images = make_linear(3, (3, 8, 8), dtype=torch.float32), make_images(5, (3, 8, 8), dtype=torch.float32)
+    with frozen(model):
+        targets = model(images).argmax(1)
+        rows = stability(
+            model,
+            images,
+            targets,
+            list("abcde"),
+            explain={"saliency": gradient_maps},
+            eps=(0.02, 0.2),
+            norm="linf",
+            seed=0,
+        )
+    perfect = {"top_overlap": 1.0, "spearman": 1.0, "mass_shift": 0.0, "centroid_shift": 0.0}
+    assert {row.change for row in rows} == {
+        "noise", "attack, prediction held", "attack, prediction flipped", "attack on the map"
+    }  # fmt: skip
+    assert all(row.mean == pytest.approx(perfect[row.quantity], abs=1e-5) for row in rows)
+
+
+class Wavy(nn.Module):
+    """Its gradient turns quickly, so that maps can be moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                nn.Linear(16 * 64, 3),
+            )  # fmt: skip
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_changes_stay_in_the_ball_and_hold_the_prediction_where_they_say_so(norm) -> None:
+    from robustcv.attacks.map_pgd import map_pgd
+    from robustcv.attacks.norms import NORMS
+    from robustcv.attacks.pgd import pgd
+
+    model, images = Wavy().requires_grad_(False), make_images(8, (3, 8, 8), dtype=torch.float32)
+    eps = 0.05 if norm == "linf" else 0.5
+    with torch.no_grad():
+        targets = model(images).argmax(1)
+    worst = pgd(model, images, targets, eps=eps, norm=norm)
+    for moved in (furthest_held(model, images, worst, targets), map_pgd(model, images, targets, eps=eps, norm=norm)):
+        assert (NORMS[norm].distance(moved, images) <= eps * (1 + 1e-5)).all()
+        assert moved.min() >= 0 and moved.max() <= 1
+        assert torch.equal(model(moved).argmax(1), targets)
+
+
+def test_an_attack_on_the_map_moves_it_further_than_noise_of_the_same_size() -> None:
+    model, images = Wavy(), make_images(8, (3, 8, 8), dtype=torch.float32)
+
+    def shares(classifier, x, t):
+        with frozen(classifier):
+            return EXPLAINERS["input_x_gradient"](classifier, x, t).heatmaps
+
+    with frozen(model):
+        with torch.no_grad():
+            targets = model(images).argmax(1)
+        rows = stability(
+            model, images, targets, list("abcdefgh"), explain={"shares": shares}, eps=(0.03,), norm="linf", seed=0
+        )
+    moved = {row.change: row.mean for row in rows if row.quantity == "mass_shift"}
+    assert moved["attack on the map"] > 1.3 * moved["noise"]
+
+
+# -- mean maps and neighbours ---
+
+
+def test_a_tag_in_the_corner_of_one_class_raises_the_alarm_and_scattered_objects_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.zeros(60, 1, 32, 32)
+    for k, (y, x) in enumerate(torch.randint(4, 24, (60, 2), generator=generator).tolist()):
+        maps[k, 0, y : y + 4, x : x + 4] = 1
+    classes = torch.arange(60) % 3
+    rows, pictures = class_focus({"m": maps}, classes, ("a", "b", "c"), None)
+    assert not any(row.alarm for row in rows) and len(pictures) == 3
+    maps[classes == 1] = 0.01
+    maps[classes == 1, :, :4, 28:] = 1
+    rows, _ = class_focus({"m": maps}, classes, ("a", "b", "c"), None)
+    assert [row.alarm for row in rows] == [False, True, False]
+    assert rows[1].place == (pytest.approx(2 / 32), pytest.approx(30 / 32)) and rows[1].share > 0.5
+
+
+def test_relevance_outside_the_object_raises_the_alarm() -> None:
+    masks = torch.zeros(10, 16, 16, dtype=torch.bool)
+    masks[:, :8] = True
+    maps = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    classes = torch.zeros(10, dtype=torch.long)
+    outside = maps * (1 - masks[:, None].float())
+    for heat, alarm in ((maps * masks[:, None], False), (outside, True)):
+        (row,), _ = class_focus({"m": heat}, classes, ("a",), masks)
+        assert row.alarm is alarm and row.inside == pytest.approx(0.0 if alarm else 1.0)
+
+
+def test_the_heaviest_window_by_hand() -> None:
+    mean = torch.zeros(16, 24)
+    mean[4:6, 9:12] = 0.1
+    share, (y, x) = heaviest_window(mean)
+    assert share == pytest.approx(0.6) and (y, x) == (pytest.approx(5 / 16), pytest.approx(10.5 / 24))
+
+
+def test_the_nearest_image_in_feature_space_is_the_image_itself(problem) -> None:
+    model, images, targets = problem
+    known = ImageSet((images * 255).round().to(torch.uint8), targets, tuple("abcd"))
+    with frozen(model):
+        features = features_of(model, known, batch_size=4, device=CPU)
+    rows, distances = nearest(features, features, 3)
+    assert rows[:, 0].tolist() == list(range(6)) and distances[:, 0].abs().max() < 1e-5
+    assert (distances.diff(dim=1) >= 0).all()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+# -- the verb ---
+
+
+def test_everything_the_page_can_show_is_there(trained: Path, tmp_path: Path) -> None:
+    made = rc.explain(
+        str(trained), "digits", n=60, method=["ig", "shapley"], measures=["deletion", "randomisation_smooth"],
+        budget=32, eps="8/255", neighbours="digits", cases=3, out=tmp_path / "explain", quiet=True,
+    )  # fmt: skip
+    record = made.record
+    assert [result.method for result in record.explanations] == ["integrated_gradients", "shapley"]
+    assert len(record.cases) == 3 and all(len(case.neighbours) == 3 for case in record.cases)
+    assert {row.method for row in record.measures} == {"integrated_gradients", "shapley", "random", "sobel", "centre"}
+    assert {row.quantity for row in record.stability} == {"spearman", "top_overlap", "mass_shift", "centroid_shift"}
+    assert record.focus and all(row.n >= 5 for row in record.focus)
+    page = made.page.read_text()
+    for wanted in ("How good are the maps?", "Do the maps stand an attack?", "Where classes are looked for"):
+        assert wanted in page
+    for broken in ("None", "nan", "undefined", "e-0", "e+0"):
+        assert f">{broken}<" not in page and f"{broken} %" not in page, broken
+
+
+def test_single_files_are_explained_without_labels(trained: Path, tmp_path: Path) -> None:
+    paths = []
+    digits, _ = next(rc.load_images("digits", n=2).batches(2))
+    for k in range(2):
+        paths.append(str(tmp_path / f"{k}.png"))
+        Image.fromarray((digits[k, 0] * 255).round().byte().numpy()).save(paths[-1])
+    made = rc.explain(str(trained), files=paths, method="saliency", quiet=True)
+    assert len(made.record.cases) == 2 and made.record.metrics == () and made.record.cases[0].label is None
+    Image.new("L", (9, 9)).save(tmp_path / "large.png")
+    for files, message in (
+        ([str(tmp_path / "none.png")], "does not exist"),
+        ([*paths, str(tmp_path / "large.png")], "differ in size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rc.explain(str(trained), files=files, quiet=True)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match="cannot be read"):
+        rc.explain(str(trained), files=[str(tmp_path / "text.png")], quiet=True)
+    with pytest.raises(UserError, match="both given"):
+        rc.explain(str(trained), "digits", files=paths, quiet=True)
+    with pytest.raises(UserError, match="nothing to explain"):
+        rc.explain(str(trained), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sharpley"}, "no explainer called"),
+        ({"measures": "delation"}, "no measure called"),
+        ({"set": ["shapley.regions=slick:3"], "method": "shapley"}, "cannot be read"),
+        ({"set": ["shapley.fill=images:x"], "method": "shapley"}, "images:K"),
+        ({"targets": 99}, "not all classes"),
+        ({"targets": 1.5}, "not all classes"),
+        ({"eps": 8}, "eps 8 is outside"),
+    ],
+)
+def test_a_mistake_is_told(trained: Path, options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        rc.explain(str(trained), "digits", n=2, quiet=True, **options)
+
+
+def test_other_images_can_fill(trained: Path) -> None:
+    made = rc.explain(str(trained), "digits", n=4, method="shapley", set=["shapley.fill=images:3"], quiet=True)
+    assert made.record.explanations[0].details["baseline"] == "3 other images"
