@@ -17,19 +17,19 @@ test: $(VENV)/.installed-test  ## everything the project checks: lint, types, te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not every_case"
+	$(BIN)/pytest -n auto -m "not every_case"
 
 check: $(VENV)/.installed-test  ## the fast part of `make test` (about three minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not every_case and not browser"
+	$(BIN)/pytest -n auto -m "not slow and not every_case and not browser"
 
 test-all: $(VENV)/.installed-test  ## every case of every table (80 min at most)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 bench: .venv-bench/.installed  ## measure against the usual tools, in an environment of its own
 	.venv-bench/bin/python benchmarks/run.py $(if $(AUTOATTACK),--autoattack $(AUTOATTACK))
