@@ -129,7 +129,8 @@ def audit(
     eot
         Average the logits of a model with random answers over this many draws, in attacks and in judging them.
     also
-        Threats beyond norm balls to measure too: corruptions (15 of them at 5 severities), spatial, patch.
+        Threats beyond norm balls to measure too: corruptions (15 of them at 5 severities), spatial, patch; and maps,
+        which follows the heat maps of 32 images under noise and attack.
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
     cases

@@ -1,7 +1,7 @@
 """audit: how often is it right, how easily is it broken, and what does it look at when it is?"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.robustness import measure, passes
+from robustcv.evaluation.stability import stability
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
@@ -30,6 +31,7 @@ from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
+from robustcv.verbs.explained import Explained
 from robustcv.verbs.gates import judge_gates, parse_gates
 from robustcv.verbs.prepare import (
     Clock,
@@ -124,6 +126,8 @@ def audit(
         beyond = _beyond(job, options, method_options, patch_images, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(classifier, drawn, explain, method_options, progress=progress, **run)
+        radii = [each for each in sweep if each <= headline * (1 + 1e-9)]
+        stable = _stable(job, predictions, explain, method_options, radii, options, progress)
         first = next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device)
         spent = processes.by_first(lambda: cost(plain, first, black_box=black_box))  # alone, so that it is not slowed
     error, bins = calibration(predictions, seed=options["seed"])
@@ -150,6 +154,7 @@ def audit(
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,
+        stability=stable,
         cases=cases,
         training=described.training,
         cost=spent,
@@ -215,7 +220,36 @@ class _Beyond:
 
 
 GRADIENT_FREE = ("square", "foolbox-boundary", "foolbox-hopskipjump")
-ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat}
+ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat, "maps": stability}
+FOLLOWED = 32  # images whose maps are followed under attack
+
+
+def _stable(
+    job: Job,
+    predictions: Predictions,
+    methods: Sequence[str],
+    method_options: Mapping[str, Mapping[str, Any]],
+    radii: Sequence[float],
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[records.StabilityRow, ...]:
+    """Follow the maps of some images, the same for every model.
+
+    Raises
+    ------
+    UserError
+        If the model gives no gradients to attack it by.
+    """
+    if "maps" not in options["also"] or not methods:
+        return ()
+    if is_black_box(job.classifier):
+        raise UserError(
+            "RCV-E094", "--also maps attacks by gradients", "this model gives none", "leave maps out of --also"
+        )
+    rows = draw_sample(job.images, FOLLOWED, options["seed"])
+    some, seen = job.images.take(rows.nonzero().squeeze(1)), predictions.classes[rows]
+    run = (options["seed"], options["batch_size"], job.device)
+    return Explained(job.classifier, some, seen, methods, method_options, *run).attack(radii, options["norm"], progress)
 
 
 def _beyond(
@@ -231,7 +265,7 @@ def _beyond(
     metrics: list[records.Metric] = []
     files: dict[str, bytes] = {}
     n = len(job.images)
-    for name in options["also"]:
+    for name in (each for each in options["also"] if each != "maps"):
         with progress.stage(name, n * (75 if name == "corruptions" else 1)) as advance:
             if name == "corruptions":
                 rows, found = corruption_errors(job, advance=advance)
