@@ -220,7 +220,7 @@ def stability(rows: list[Row], *, x_title: str, label: str) -> str:
             legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28),
         ),
     )
-    y = alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(domainMax=1))
+    y = alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(domainMax=1, zero=False))
     line = base.mark_line(strokeWidth=2).encode(
         y=y, strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
     )

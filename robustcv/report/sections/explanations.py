@@ -153,9 +153,13 @@ def stability(record: Record, files: Files) -> Section | None:
     sides = _sides(record, "stability")
     if not sides:
         return None
-    blocks: list[Block] = []
-    for name, rows in sides:
-        blocks += _stability(name, rows)
+    drawn = [point for name, rows in sides for point in _points(name, rows)]
+    lowest = min(drawn, key=lambda each: each["mean"])
+    label = f"Rank correlation of maps; lowest {lowest['mean']:.2f}, {lowest['method']}, {lowest['series']}"
+    x_title = "eps, in 1/255" if sides[0][1][0].norm == "linf" else "eps"
+    svg = charts.stability(drawn, x_title=x_title, label=label)
+    tables = [_quantities(name, rows) for name, rows in sides]
+    blocks: list[Block] = [Chart(svg, tables[0]), *tables[1:]]
     n = max(row.n for _, rows in sides for row in rows)
     norm = numbers.NORM_NAMES.get(sides[0][1][0].norm, sides[0][1][0].norm)
     subtitle = (
@@ -166,10 +170,10 @@ def stability(record: Record, files: Files) -> Section | None:
     return Section("stability", "Do the maps stand an attack?", subtitle, tuple(blocks), "Stability of maps")
 
 
-def _stability(name: str, rows: tuple[StabilityRow, ...]) -> list[Block]:
-    drawn: list[charts.Row] = [
+def _points(name: str, rows: tuple[StabilityRow, ...]) -> list[charts.Row]:
+    return [
         {
-            "method": named(row.method),
+            "method": f"{name}: {named(row.method)}" if name else named(row.method),
             "series": row.change,
             "eps": row.eps * 255 if row.norm == "linf" else row.eps,
             "mean": row.mean,
@@ -179,11 +183,12 @@ def _stability(name: str, rows: tuple[StabilityRow, ...]) -> list[Block]:
         for row in rows
         if row.quantity == "spearman"
     ]
-    lowest = min(drawn, key=lambda each: each["mean"])
-    label = f"{name}: rank correlation of maps; lowest {lowest['mean']:.2f}, {lowest['method']}, {lowest['series']}"
+
+
+def _quantities(name: str, rows: tuple[StabilityRow, ...]) -> Table:
     keys = list(dict.fromkeys((row.method, row.change, row.eps, row.n) for row in rows))
     found = {(row.method, row.change, row.eps, row.quantity): row for row in rows}
-    table = Table(
+    return Table(
         ("method", "change", "eps", "n", *QUANTITIES.values()),
         tuple(
             (
@@ -195,10 +200,8 @@ def _stability(name: str, rows: tuple[StabilityRow, ...]) -> list[Block]:
             )
             for method, change, eps, n in keys
         ),
-        folded=f"{name + ': ' if name else ''}all quantities",
+        folded=f"{name}: all quantities" if name else "All quantities",
     )
-    x_title = "eps, in 1/255" if rows[0].norm == "linf" else "eps"
-    return [Chart(charts.stability(drawn, x_title=x_title, label=label.removeprefix(": ")), table)]
 
 
 def _moved(row: StabilityRow) -> Cell:
