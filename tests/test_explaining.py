@@ -1,5 +1,7 @@
 """Explanations run over images: shared passes, measures beside controls, stability, mean maps, the verb."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from robustcv.evaluation.focus import class_focus, heaviest_window
 from robustcv.evaluation.neighbours import features_of, nearest
 from robustcv.evaluation.stability import furthest_held, stability
 from robustcv.explainers import EXPLAINERS
+from robustcv.runtime import chunk_size, in_chunks
 
 CPU = torch.device("cpu")
 
@@ -79,6 +82,41 @@ def test_budgets_are_kept_by_every_method_that_has_a_choice(problem) -> None:
         for budget in (64, 200):
             made, _ = run(model, images, targets, name, options={name: at_budget(name, budget)})[name]
             assert 0.25 * budget <= int(made.forwards.max()) <= 1.02 * budget + 1, (name, budget, made.forwards)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
+    tried = []
+
+    def work(part: slice) -> int:
+        tried.append(part.stop - part.start)
+        if tried[-1] > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return tried[-1]
+
+    assert sum(in_chunks(work, 20, 16)) == 20
+    assert tried[:3] == [16, 8, 4] and max(tried[3:]) <= 2
+
+    def hopeless(part: slice) -> int:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        in_chunks(hopeless, 4, 4)
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_chunks(lambda part: (_ for _ in ()).throw(RuntimeError("a bug")), 4, 4)
+
+
+def test_the_chunk_follows_the_size_of_the_images() -> None:
+    assert chunk_size(torch.zeros(1, 3, 32, 32), None) == 256
+    assert chunk_size(torch.zeros(1, 3, 224, 224), None) == 6
+    assert chunk_size(torch.zeros(1, 3, 4000, 4000), None) == 1
+    assert chunk_size(torch.zeros(1, 3, 224, 224), 50) == 50
+
+
+def test_nothing_that_is_slow_to_import_comes_with_the_explainers() -> None:
+    slow = "[name for name in (\"shap\", \"captum\", \"skimage\") if name in sys.modules]"
+    code = f"import sys, robustcv, robustcv.explainers; print({slow})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # -- quality ---
