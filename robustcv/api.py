@@ -588,6 +588,7 @@ def explain(
         Say nothing on stderr.
     """
     options = _options(locals(), keep=("labels",))
+    options["targets"] = targets.tolist() if hasattr(targets, "tolist") else targets
     from robustcv.verbs.explain import explain as verb
 
     return _run("explain", options, out, resume, quiet, classifier, images, targets, verb)
@@ -737,6 +738,7 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("n", 1),
         ("resize", 1),
         ("cases", 0),
+        ("budget", 8),
         ("steps", 1),
         ("eot", 1),
         ("minutes", 1e-6),

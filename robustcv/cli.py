@@ -23,7 +23,7 @@ JSON_HELP = "Print report.json on stdout instead of the page's path."
 OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
-_SHORT = {"n": "-n", "out": "-o", "quiet": "-q", "method": "--methods"}
+_SHORT = {"n": "-n", "out": "-o", "quiet": "-q", "method": "--methods", "files": "--images"}
 _COMMAS = ("attacks", "also", "against", "export", "explain", "method", "measures", "augment")
 _WORDS = ("eps", "set", "fail_under", "names", "files")
 
@@ -42,13 +42,12 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
     long = f"--{name.replace('_', '-')}"
     words: Any = tuple[str, ...] if default is not None else tuple[str, ...] | None
     text: Any = str if default is not None else str | None
-    long = "--images" if name == "files" else long
     if name in _COMMAS or (name == "objective" and isinstance(default, tuple)):
         return Annotated[
             words, Parameter(name=(long, *short), converter=_split_commas, negative="", show_default=_shown)
         ]
     if name in _WORDS:
-        return Annotated[words, Parameter(name=long, consume_multiple=True, negative="", show_default=_shown)]
+        return Annotated[words, Parameter(name=(long, *short), consume_multiple=True, negative="", show_default=_shown)]
     if name == "images":
         return Annotated[text, Parameter(name="--data")]
     if name == "out":

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT = 1  # 1: first format. Fields are added, never renamed or removed, within a format.
 
@@ -100,7 +100,7 @@ class HeatmapRef(_Frozen):
     method: str
     image: Literal["clean", "adversarial"]
     target: int
-    error: float | None = Field(description="estimated relative error of the map; in records before gap, the gap")
+    error: float | None = Field(description="estimated relative error of the map")
     gap: float | None = Field(default=None, description="completeness gap")
     zero: bool = Field(default=False, description="zero everywhere: nothing here changes this logit")
     margin: float | None = Field(
@@ -109,6 +109,13 @@ class HeatmapRef(_Frozen):
     forwards: int
     details: dict[str, str | int | float]
     file: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "gap" not in given:
+            return {**given, "gap": given.get("error"), "error": None}
+        return given
 
 
 class Case(_Frozen):
@@ -138,7 +145,7 @@ class Case(_Frozen):
 class ExplainerResult(_Frozen):
     """What one explanation method cost and how far its maps are off, over all images explained.
 
-    ``error_name`` is ``relative error``; in older records it is ``completeness gap``, and the two errors are gaps.
+    In records made before ``median_gap`` was, the errors were completeness gaps; they are read as such.
     """
 
     method: str
@@ -153,6 +160,14 @@ class ExplainerResult(_Frozen):
     worst_gap: float | None = None
     reused: int = Field(default=0, description="of the forward-equivalents, those that another method had made before")
     details: dict[str, str | int | float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("error_name") == "completeness gap":
+            gaps = {"median_gap": given.get("median_error"), "worst_gap": given.get("worst_error")}
+            return {**given, **gaps, "error_name": "relative error", "median_error": None, "worst_error": None}
+        return given
 
 
 class MeasureResult(_Frozen):
@@ -198,7 +213,9 @@ class ClassFocus(_Frozen):
     name: str
     n: int
     share: float = Field(description="share of the positive relevance in the heaviest window, of a 64th of the image")
-    chance: float = Field(description="what 99 % of means of as many maps, drawn from all classes, stay below")
+    chance: float | None = Field(
+        description="what 99 % of means of as many maps, drawn from all classes, stay below; None with one class"
+    )
     place: tuple[float, float] = Field(description="middle of that window, as shares of height and width")
     inside: float | None = Field(default=None, description="share of the positive relevance inside the object")
     alarm: bool

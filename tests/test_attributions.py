@@ -262,6 +262,42 @@ def test_without_gradients_or_with_words_that_cannot_be_read_the_error_says_so(p
             explain("shapley", model, images, targets, regions=regions)
 
 
+@pytest.mark.parametrize("name", ["gradient_shap", "integrated_gradients", "deep_shap"])
+def test_a_reference_made_from_the_image_is_its_own(problem, name) -> None:
+    model, images, targets = problem
+    option = {"integrated_gradients": "baseline"}.get(name, "baselines")
+    seeds = torch.arange(5)
+    whole = explain(name, model, images, targets, seeds=seeds, **{option: "mean,black"})
+    alone = explain(name, model, images[3:4], targets[3:4], seeds=seeds[3:4], **{option: "mean,black"})
+    assert torch.allclose(whole.heatmaps[3:4], alone.heatmaps, atol=1e-5)
+
+
+def test_the_error_of_several_baselines_is_of_their_mean() -> None:
+    """Between black and white a nearly linear model's maps cancel, and what is left is far less certain."""
+    model, images = Kinked(), torch.full((4, 3, 8, 8), 0.5)
+    targets = torch.arange(4)
+    found = explain("integrated_gradients", model, images, targets, steps=8, baseline="black,white")
+    truth = explain("integrated_gradients", model, images, targets, steps=800, baseline="black,white").heatmaps
+    true = (found.heatmaps - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    assert (found.error > 0.5 * true).all()
+
+
+def test_shaps_explainer_leaves_the_model_as_it_was() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Modular()
+
+        def forward(self, images):
+            return self.inner(images)
+
+    model, images = Outer(), make_images(2, (3, 8, 8), dtype=torch.float32)
+    model(images).sum().backward()
+    names, gradient = list(model.state_dict()), model.inner.body[0].weight.grad.clone()
+    explain("shap_deep_explainer", model, images, torch.tensor([0, 1]))
+    assert list(model.state_dict()) == names and torch.equal(model.inner.body[0].weight.grad, gradient)
+
+
 # -- Shapley values ---
 
 
@@ -413,7 +449,7 @@ def test_lime_is_weighted_ridge_regression_over_all_masks() -> None:
 
     k, game = 8, deep_game(8, 6)
     masks, values = enumerate_values(game, k)
-    weight = np.exp(-((1 - np.sqrt(masks.sum(1) / k)) ** 2) / 0.25**2)
+    weight = np.sqrt(np.exp(-((1 - np.sqrt(masks.sum(1) / k)) ** 2) / 0.25**2))
     weight /= weight.sum()
     wanted = Ridge(alpha=1e-3).fit(masks, values, sample_weight=weight).coef_
     drawn = draw(k, 2**k, 0)

@@ -107,6 +107,25 @@ def test_tokens_are_laid_out_as_they_lie_in_the_image() -> None:
         assert (place // 20 // 4, place % 20 // 4) == (1, 3)
 
 
+def test_attention_is_no_feature_map() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.embed, self.norm, self.soft = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Softmax(-1)
+                self.head = nn.Linear(8, 3)
+
+        def forward(self, images):
+            tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
+            tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+            weights = self.soft((tokens @ tokens.transpose(1, 2))[:, None])
+            return self.head((weights[:, 0] @ tokens)[:, 0])
+
+    found = explain("grad_cam", Attends(), make_images(1, (3, 16, 16), dtype=torch.float32), torch.tensor([0]))
+    assert found.details["layer"] in ("norm", "embed") and found.details["resolution"] == "4x4"
+
+
 def test_a_model_without_places_and_a_layer_that_is_none_are_refused(problem) -> None:
     model, images, targets = problem
 

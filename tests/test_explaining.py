@@ -113,7 +113,7 @@ def test_the_chunk_follows_the_size_of_the_images() -> None:
 
 
 def test_nothing_that_is_slow_to_import_comes_with_the_explainers() -> None:
-    slow = "[name for name in (\"shap\", \"captum\", \"skimage\") if name in sys.modules]"
+    slow = '[name for name in ("shap", "captum", "skimage") if name in sys.modules]'
     code = f"import sys, robustcv, robustcv.explainers; print({slow})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -160,6 +160,7 @@ def test_the_gradient_of_a_linear_model_stands_any_attack() -> None:
             images,
             targets,
             list("abcde"),
+            predictions=targets,
             explain={"saliency": gradient_maps},
             eps=(0.02, 0.2),
             norm="linf",
@@ -216,7 +217,15 @@ def test_an_attack_on_the_map_moves_it_further_than_noise_of_the_same_size() -> 
         with torch.no_grad():
             targets = model(images).argmax(1)
         rows = stability(
-            model, images, targets, list("abcdefgh"), explain={"shares": shares}, eps=(0.03,), norm="linf", seed=0
+            model,
+            images,
+            targets,
+            list("abcdefgh"),
+            predictions=targets,
+            explain={"shares": shares},
+            eps=(0.03,),
+            norm="linf",
+            seed=0,
         )
     moved = {row.change: row.mean for row in rows if row.quantity == "mass_shift"}
     assert moved["attack on the map"] > 1.3 * moved["noise"]
@@ -334,3 +343,78 @@ def test_a_mistake_is_told(trained: Path, options, message) -> None:
 def test_other_images_can_fill(trained: Path) -> None:
     made = rc.explain(str(trained), "digits", n=4, method="shapley", set=["shapley.fill=images:3"], quiet=True)
     assert made.record.explanations[0].details["baseline"] == "3 other images"
+
+
+def test_the_class_asked_for_is_explained_while_the_prediction_is_attacked() -> None:
+    model, images = Wavy(), make_images(6, (3, 8, 8), dtype=torch.float32)
+    with frozen(model):
+        predictions = model(images).argmax(1)
+        rows = stability(
+            model, images, (predictions + 1) % 3, list("abcdef"), predictions=predictions,
+            explain={"saliency": gradient_maps}, eps=(0.05,), norm="l2", seed=0, rows=4,
+        )  # fmt: skip
+    moved = {row.change: row for row in rows if row.quantity == "spearman"}
+    assert moved["attack on the map"].mean < 0.999 and moved["noise"].n == 6
+
+
+def test_maps_of_zeros_are_left_out_of_means_that_need_a_share() -> None:
+    model, images = make_linear(3, (3, 8, 8), dtype=torch.float32), make_images(8, (3, 8, 8), dtype=torch.float32)
+    maps = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps[2] = 0
+    results = judge_maps(
+        model, images, torch.zeros(8, dtype=torch.long), list("abcdefgh"), maps={"m": maps},
+        explain={"m": lambda c, x, t: maps + 0.1}, measures=["max_sensitivity"], forwards={}, gaps={}, masks=None, seed=0,
+    )  # fmt: skip
+    (row,) = [each for each in results if each.method == "m"]
+    assert row.n == 7 and row.mean < 1
+
+
+def test_few_images_beat_nothing() -> None:
+    model, images = make_linear(3, (3, 8, 8), dtype=torch.float32), make_images(3, (3, 8, 8), dtype=torch.float32)
+    results = judge_maps(
+        model, images, torch.zeros(3, dtype=torch.long), list("abc"), maps={"m": torch.rand(3, 1, 8, 8)}, explain={},
+        measures=["deletion"], forwards={}, gaps={}, masks=None, seed=0,
+    )  # fmt: skip
+    assert all(row.beats is None for row in results)
+
+
+def test_random_maps_raise_the_alarm_about_the_object_rarely() -> None:
+    masks = torch.zeros(20, 16, 16, dtype=torch.bool)
+    masks[:, 4:12, 4:12] = True
+    raised = 0
+    for seed in range(40):
+        maps = torch.rand(20, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        (row,), _ = class_focus({"m": maps}, torch.zeros(20, dtype=torch.long), ("a",), masks)
+        raised += row.alarm
+    assert raised <= 5
+    rows, _ = class_focus({"m": torch.zeros(20, 1, 16, 16)}, torch.zeros(20, dtype=torch.long), ("a",), masks)
+    assert rows == ()
+
+
+def test_an_explaining_run_is_repeated_from_its_config(trained: Path, tmp_path: Path, capsys) -> None:
+    from robustcv.cli import main
+
+    first, again = tmp_path / "first", tmp_path / "again"
+    made = rc.explain(str(trained), "digits", 3, n=3, method="saliency", out=first, quiet=True)
+    assert made.record.options["targets"] == 3 and "class asked for" in made.page.read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "--config", str(first / "config.toml"), "-o", str(again), "-q"])
+    assert ended.value.code == 0
+    maps = [(folder / "evidence" / "heatmaps.safetensors").read_bytes() for folder in (first, again)]
+    assert maps[0] == maps[1]
+
+
+def test_records_from_before_the_two_errors_were_told_apart_are_read_as_they_were_meant() -> None:
+    from robustcv.records import ExplainerResult, HeatmapRef
+
+    old = {
+        "method": "integrated_gradients", "options": {}, "images": 1, "forwards": 66, "seconds": 1.0,
+        "error_name": "completeness gap", "median_error": 0.02, "worst_error": 0.1, "details": {},
+    }  # fmt: skip
+    result = ExplainerResult.model_validate(old)
+    assert (result.median_gap, result.worst_gap, result.median_error) == (0.02, 0.1, None)
+    assert ExplainerResult.model_validate_json(result.model_dump_json()) == result
+    ref = {"method": "m", "image": "clean", "target": 1, "error": 0.3, "forwards": 2, "details": {}, "file": "f"}
+    read = HeatmapRef.model_validate(ref)
+    assert (read.gap, read.error) == (0.3, None)
+    assert HeatmapRef.model_validate_json(read.model_dump_json()) == read

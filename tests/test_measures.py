@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from robustcv.classifier import frozen
+from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS
 from robustcv.measures import CONTROLS, MEASURES
 from robustcv.measures.deletion import area, deletion, insertion, removal_curve
@@ -249,7 +250,7 @@ def test_the_cascade_redraws_from_the_top_down_and_leaves_the_model_alone() -> N
     ]
     assert changed[0] == {"layers.4.weight", "layers.4.bias", "layers.8.weight", "layers.8.bias"}
     assert changed[1] == set(before)
-    with pytest.raises(ValueError, match="reset_parameters"):
+    with pytest.raises(UserError, match="draw its weights"):
         cascade(nn.Flatten(), 1, 0)
 
 

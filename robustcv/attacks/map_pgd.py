@@ -94,6 +94,8 @@ class _Softened(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if getattr(func, "__name__", "") in ("relu", "relu_"):
-            return functional.softplus(args[0], beta=self.sharpness)
+        name, in_place = getattr(func, "__name__", ""), (kwargs or {}).get("inplace", False)
+        if name in ("relu", "relu_"):
+            soft = functional.softplus(args[0], beta=self.sharpness)
+            return args[0].copy_(soft) if name == "relu_" or in_place else soft
         return func(*args, **(kwargs or {}))

@@ -11,34 +11,40 @@ from torch import Tensor
 from robustcv.errors import UserError
 
 
-def loose_images(paths: Sequence[str], resize: int | None) -> UInt8[Tensor, "n c h w"]:
-    """Read image files as one batch; grey ones stay grey where all are.
+def loose_images(paths: Sequence[str], resize: int | None, channels: int | None) -> UInt8[Tensor, "n c h w"]:
+    """Read image files as one batch, as a folder of images is read.
 
     Parameters
     ----------
     paths
         Files of any format that Pillow reads.
     resize
-        Make them this many pixels square.
+        Cut and scale them to this many pixels square.
+    channels
+        1 or 3, as the model takes them; None: grey where all files are.
 
     Raises
     ------
     UserError
         If a file is missing or no image, or they differ in size.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     read = []
     for path in paths:
         try:
             with Image.open(path) as picture:
                 picture.load()
-                read.append(picture.convert("L" if picture.mode in ("1", "L", "I", "I;16") else "RGB"))
+                if picture.mode[0] in "IF":
+                    raise ValueError(
+                        f"{picture.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss"
+                    )
+                read.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             what = f"{path} does not exist" if not Path(path).exists() else f"{path} cannot be read as an image"
             raise UserError("RCV-E105", what, str(error).splitlines()[0][:120], "check --images") from error
     if resize is not None:
-        read = [picture.resize((resize, resize), Image.Resampling.BILINEAR) for picture in read]
+        read = [ImageOps.fit(picture, (resize, resize), Image.Resampling.BILINEAR) for picture in read]
     sizes = sorted({f"{picture.width}x{picture.height}" for picture in read})
     if len(sizes) > 1:
         raise UserError(
@@ -47,6 +53,6 @@ def loose_images(paths: Sequence[str], resize: int | None) -> UInt8[Tensor, "n c
             "they are explained as one batch",
             "make them one size: --resize 224",
         )
-    grey = all(picture.mode == "L" for picture in read)
-    arrays = [np.atleast_3d(np.asarray(picture if grey else picture.convert("RGB"))) for picture in read]
+    grey = all(picture.mode == "L" for picture in read) if channels is None else channels == 1
+    arrays = [np.atleast_3d(np.asarray(picture.convert("L" if grey else "RGB"))) for picture in read]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

@@ -14,7 +14,7 @@ from robustcv.errors import UserError
 from robustcv.explainers import Explanation
 from robustcv.explainers.pool import Pool
 from robustcv.records import ExplainerResult
-from robustcv.runtime import Advance
+from robustcv.runtime import Advance, chunk_size
 
 Method = Callable[..., Explanation]
 
@@ -44,18 +44,21 @@ def explain_images(
 
     def explained(rows: Tensor) -> dict[str, tuple[Explanation, float, int]]:
         batch, wanted = images[rows].to(device), targets[rows].to(device)
-        pool = Pool(classifier, batch, rows=batch_size if batch_size < 64 else None)
+        suits = chunk_size(batch, None)
+        rows_at_once = suits if batch_size >= 64 else min(batch_size, suits)
+        pool = Pool(classifier, batch, rows=rows_at_once)
         made = {}
         for name, method in methods.items():
             seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], SAME_DRAWS.get(name, name))
             own, accepted = dict(options.get(name, {})), inspect.signature(method).parameters
-            if "pool" in accepted:
+            if isinstance(own.get("regions"), Tensor) and own["regions"].ndim == 3:
+                own["regions"] = own["regions"][rows]
+            own.setdefault("rows", rows_at_once)
+            if "pool" in accepted and own["rows"] == rows_at_once:
                 own["pool"] = pool
-            elif "rows" not in own and batch_size < 64:
-                own["rows"] = batch_size  # a small batch size is asked for where memory is short
             before, started = pool.forwards, time.monotonic()
             found = _one(name, method, classifier, batch, wanted, seeds=seeds.to(device), **own)
-            asked = pool.forwards - before if "pool" in accepted else int(found.forwards.sum())
+            asked = pool.forwards - before if "pool" in own else int(found.forwards.sum())
             made[name] = found, time.monotonic() - started, asked
             advance(len(rows))
         return made

@@ -1,18 +1,22 @@
 """How good the maps are: every measure over every method and control, with intervals and against edges."""
 
+import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws, stats
+from robustcv.errors import UserError
 from robustcv.measures import CONTROLS, MEASURES
 from robustcv.records import MeasureResult
 from robustcv.runtime import Advance
 
 Maps = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LEAST = 6  # images below which no interval is worth its name
 
 BUDGETED: dict[str, Callable[[int], dict[str, Any]]] = {  # options that spend about so many forward-equivalents a map
     "integrated_gradients": lambda budget: {"steps": max(1, (budget - 1) // 2)},
@@ -51,6 +55,7 @@ def judge_maps(
     gaps: Mapping[str, Float[Tensor, " n"]],
     masks: Bool[Tensor, "n h w"] | None,
     seed: int,
+    rows: int | None = None,
     advance: Advance = lambda _: None,
 ) -> tuple[MeasureResult, ...]:
     """Measure maps and controls on the same images; a measure that cannot be had for a method is left out.
@@ -84,8 +89,10 @@ def judge_maps(
                     found[name] = gaps[name].double()
             elif options is not None:
                 function = MEASURES[measure].function
-                seeded = {"seeds": seeds} if "seeds" in _keywords(function) else {}
-                found[name] = function(classifier, images, targets, heatmaps, **options, **seeded).cpu().double()
+                given = {"seeds": seeds, "seed": seed, "rows": rows}
+                known = {key: value for key, value in given.items() if key in _keywords(function)}
+                with contextlib.suppress(UserError):  # a method refused on other weights or noisy images: not run
+                    found[name] = function(classifier, images, targets, heatmaps, **options, **known).cpu().double()
             advance(1)
         results += [
             _result(name, measure, values, found.get("sobel"), forwards.get(name, 0), seed)
@@ -99,8 +106,6 @@ def _blind(control: Callable[..., Tensor], seeds: Tensor) -> Maps:
 
 
 def _keywords(function: Callable[..., Any]) -> set[str]:
-    import inspect
-
     return set(inspect.signature(function).parameters)
 
 
@@ -116,16 +121,17 @@ def _needed(measure: str, name: str, explain: Mapping[str, Maps], masks: Tensor 
 
 def _result(name: str, measure: str, values: Tensor, edges: Tensor | None, forwards: int, seed: int) -> MeasureResult:
     better = MEASURES[measure].better
+    difference = torch.empty(0) if edges is None else (values - edges)[(values - edges).isfinite()]
+    values = values[values.isfinite()]
     own = stats.mean_interval(values.numpy(), seed=seed)
     fields: dict[str, Any] = {}
-    if edges is not None and name not in CONTROLS:
-        difference = (values - edges).numpy()
-        low, high = stats.mean_interval(difference, seed=seed)
+    if len(difference) and name not in CONTROLS:
+        low, high = stats.mean_interval(difference.numpy(), seed=seed)
         fields = {
-            "difference": float(np.mean(difference)),
+            "difference": float(difference.mean()),
             "difference_low": low,
             "difference_high": high,
-            "beats": low > 0 if better == "higher" else high < 0,
+            "beats": None if len(difference) < LEAST else low > 0 if better == "higher" else high < 0,
         }
     return MeasureResult(
         method=name,

@@ -7,11 +7,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from robustcv import stats
 from robustcv.measures.ranking import relevance
 from robustcv.records import ClassFocus
 
 LEAST = 5  # images of a class below which a mean says nothing
 CONCENTRATED = 0.08  # an even spread has 0.016 in one 64th of the image; false alarms are in benchmarks/RESULTS.md
+ALONE = 0.25  # the same, where there is no other class to compare with
 DRAWS, LEVEL = 500, 0.99
 
 
@@ -45,18 +47,20 @@ def class_focus(
     for method, heatmaps in maps.items():
         positive = relevance(heatmaps).clamp_min(0)
         spread = positive / positive.sum((1, 2), keepdim=True).clamp_min(1e-30)
-        windows = _windows(spread).flatten(1)
+        told = positive.flatten(1).amax(1) > 0  # a map that is positive nowhere has no place
+        windows = _windows(spread[told]).flatten(1)
         for label in classes.unique().tolist():
-            own = classes == label
+            own = (classes == label) & told
             if int(own.sum()) < LEAST:
                 continue
             mean = spread[own].mean(0)
             share, place = heaviest_window(mean)
-            chance = _by_chance(windows, int(own.sum())) if len(classes.unique()) > 1 else 0.25
-            inside, even = None, 0.0
+            chance = _by_chance(windows, int(own.sum())) if len(classes.unique()) > 1 else None
+            inside, outside = None, False
             if masks is not None:
-                inside = float((spread[own] * masks[own]).sum((1, 2)).mean())
-                even = float(masks[own].float().mean())
+                within, even = (spread[own] * masks[own]).sum((1, 2)), masks[own].float().mean((1, 2))
+                inside = float(within.mean())
+                outside = stats.mean_interval((within - even).numpy(), seed=0).high < 0
             key = f"focus-{label:03d}-{method}"
             pictures[key] = mean[None]
             rows.append(
@@ -68,7 +72,7 @@ def class_focus(
                     chance=chance,
                     place=place,
                     inside=inside,
-                    alarm=share > max(chance, CONCENTRATED) or (inside is not None and inside < even),
+                    alarm=share > max(ALONE if chance is None else chance, CONCENTRATED) or outside,
                     file=key,
                 )
             )

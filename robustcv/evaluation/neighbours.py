@@ -13,24 +13,18 @@ from robustcv.data import Images
 
 @contextmanager
 def features_kept(classifier: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep what the last linear layer is given, at each forward pass; nothing where there is no such layer.
-
-    Yields
-    ------
-    list
-        One tensor ``n d`` a forward pass; the caller empties it.
-    """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    """Keep what the last linear layer that runs is given, ``n d``; nothing where there is no such layer."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
-        kept.append(given[0].detach().flatten(1))
+        kept[:] = [given[0].detach().flatten(1)]  # the last one that is called stays
 
-    handle = layers[-1].register_forward_pre_hook(keep) if layers else None
+    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(keep) for layer in layers]
     try:
         yield kept
     finally:
-        if handle is not None:
+        for handle in handles:
             handle.remove()
 
 

@@ -27,13 +27,15 @@ def stability(
     targets: Int64[Tensor, " n"],
     hashes: Sequence[str],
     *,
+    predictions: Int64[Tensor, " n"],
     explain: Mapping[str, Maps],
     eps: Sequence[float],
     norm: NormName,
     seed: int,
+    rows: int = 64,
     advance: Advance = lambda _: None,
 ) -> tuple[StabilityRow, ...]:
-    """Compare each method's maps of changed images with those of the images, for the class that is predicted now.
+    """Compare each method's maps of changed images with those of the images, for the same class.
 
     Four kinds of change, at each eps: noise of exactly that norm; the image as far towards PGD's worst case as the
     prediction stays; PGD's worst case where the prediction flips; and an attack on the map itself that keeps the
@@ -42,20 +44,31 @@ def stability(
     Parameters
     ----------
     targets
-        The predictions for the images as they are.
+        The classes whose logits are explained, throughout.
+    predictions
+        The predictions for the images as they are, which attacks turn or hold.
+    rows
+        Images attacked at a time.
     explain
         Of each method, ``(classifier, images, targets) -> maps``.
     """
     clean = {name: method(classifier, images, targets) for name, method in explain.items()}
-    rows: list[StabilityRow] = []
+    found: list[StabilityRow] = []
     for radius in eps:
-        for change, (candidates, which) in _changes(classifier, images, targets, hashes, radius, norm, seed).items():
+        parts = [
+            _changes(
+                classifier, images[part], predictions[part], [hashes[k] for k in part.tolist()], radius, norm, seed
+            )
+            for part in torch.arange(len(images)).split(rows)
+        ]
+        for change in parts[0]:
+            candidates, which = (torch.cat([part[change][side] for part in parts]) for side in (0, 1))
             if bool(which.any()):
                 for name, method in explain.items():
                     moved = method(classifier, candidates, targets)[which]
-                    rows += _rows(name, change, norm, radius, clean[name][which], moved, seed)
+                    found += _rows(name, change, norm, radius, clean[name][which], moved, seed)
             advance(1)
-    return tuple(rows)
+    return tuple(found)
 
 
 def _changes(
@@ -70,7 +83,7 @@ def _changes(
     flipped = _predictions(classifier, worst) != targets
     held = furthest_held(classifier, images, worst, targets)
     return {
-        "noise": (ball.project(images + eps * ball.ascend(noise), images, eps), every),
+        "noise": (ball.project(images + 4 * eps * ball.ascend(noise), images, eps), every),
         "attack, prediction held": (held, every),
         "attack, prediction flipped": (worst, flipped),
         "attack on the map": (map_pgd(classifier, images, targets, eps=eps, norm=norm, seeds=seeds), every),

@@ -38,7 +38,14 @@ def draw(regions: int, budget: int, seed: int) -> Coalitions:
         Masks at most; at least the empty and the full one.
     seed
         Of this image.
+
+    Raises
+    ------
+    ValueError
+        If there are more than 500 regions.
     """
+    if regions > 500:
+        raise ValueError(f"{regions} regions are more than the 500 whose coalitions can be counted")
     generator = np.random.default_rng(seed % (1 << 63))
     sizes = np.arange(1, regions // 2 + 1)
     room = [math.comb(regions, int(s)) // (2 if 2 * s == regions else 1) for s in sizes]

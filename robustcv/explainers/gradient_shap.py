@@ -42,14 +42,14 @@ def gradient_shap(
     samples
         Pairs of baseline and point, per image.
     baselines
-        Other images ``b c h w`` (expected gradients proper), or another of `references` that is the same for all.
+        Other images ``b c h w`` (expected gradients proper), or one or more of `references`.
     rows
         Images sent through the classifier at a time; None suits their size.
     """
     n, ends = len(images), images.detach()
     rows = chunk_size(images, rows)
     seeds = draws.fresh_seeds(n).to(images.device) if seeds is None else seeds
-    others = torch.cat(references(images, baselines))
+    others = references(images, baselines)
     order = draws.uniform(seeds, (samples,), 0).argsort(dim=1)  # each image's own shuffle of the parts
     points = (order + draws.uniform(seeds, (samples,), 1)) / samples
     turns = draws.uniform(seeds, (-(-samples // len(others)), len(others)), 2).argsort(dim=2)
@@ -61,18 +61,18 @@ def gradient_shap(
         base, t = which[:, column].flatten(), points[:, column].to(images).reshape(n * k, 1, 1, 1)
 
         def make(part: slice, owner: Tensor = owner, base: Tensor = base, t: Tensor = t) -> Tensor:
-            return others[base[part]] + t[part] * (ends[owner[part]] - others[base[part]])
+            start = _starts(others, base[part], owner[part], n)
+            return start + t[part] * (ends[owner[part]] - start)
 
         gradient = target_gradients(classifier, make, targets[owner], rows)
-        shares = (gradient * (ends[owner] - others[base])).unflatten(0, (n, k))
+        shares = (gradient * (ends[owner] - _starts(others, base, owner, n))).unflatten(0, (n, k))
         for half in (0, 1):
             halves[half] += shares[:, column % 2 == half].sum(1)
     counts = (samples + 1) // 2, max(1, samples // 2)
     heatmaps = (halves[0] + halves[1]) / samples
     uncertain = half_error(halves[0] / counts[0], halves[1] / counts[1]) if samples > 1 else torch.full((n,), torch.nan)
-    with torch.no_grad():
-        at_others = torch.cat(in_chunks(lambda part: classifier(others[part]), len(others), rows))
-    before = at_others[:, targets].T.gather(1, which).mean(1)
+    at_others = torch.stack([_at(classifier, start, targets, rows) for start in others], 1)
+    before = at_others.gather(1, which).mean(1)
     change = target_logits(classifier, ends, targets, rows) - before
     return Explanation(
         heatmaps=heatmaps.float(),
@@ -82,7 +82,23 @@ def gradient_shap(
             "target": "logit",
             "baseline": f"{LEVELS} grey levels, black to white" if baselines is GREYS else describe(baselines),
             "samples": samples,
-            "shared_forwards": len(others),
+            "shared_forwards": sum(len(start) for start in others),
         },
         gap=completeness_gap(heatmaps.flatten(1).sum(1), change),
     )
+
+
+def _starts(others: list[Tensor], which: Tensor, owner: Tensor, n: int) -> Tensor:
+    """Give the reference image of each row: one for all images, or the row's own."""
+    found = torch.empty(len(which), *others[0].shape[1:], dtype=others[0].dtype, device=others[0].device)
+    for number, start in enumerate(others):
+        rows = which == number
+        found[rows] = start.expand(n, *start.shape[1:])[owner[rows]]
+    return found
+
+
+def _at(classifier: nn.Module, start: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """Compute each image's target logit at its reference."""
+    with torch.no_grad():
+        logits = torch.cat(in_chunks(lambda part: classifier(start[part]), len(start), rows))
+    return logits.expand(len(targets), -1).gather(1, targets[:, None]).squeeze(1)

@@ -10,6 +10,7 @@ from robustcv.explainers.references import Reference, describe, references
 from robustcv.runtime import chunk_size
 
 FIRST, LEAST, MOST = 6, 12, 320  # points: below the least, the estimate of the error is not trusted
+GRADIENTS_KEPT = 1 << 27  # values of one image's path: half a gigabyte
 SAFE = 0.8  # half the difference of even and odd points is 1.2 to 3 times the error (benchmarks/RESULTS.md)
 
 
@@ -40,8 +41,9 @@ def integrated_gradients(
     seeds
         Not used: the method is deterministic.
     error
-        Stop each image when the estimated relative error of its map is at most this; 320 points at most. The estimate
-        compares the maps of the even and the odd points; on the models we tried it is 1 to 2 times the true error.
+        Stop each image when the estimated relative error of its map is at most this; 320 points at most, fewer for
+        pictures of megapixels. The estimate compares the maps of the even and the odd points; on the models we tried it
+        is 1 to 2 times the true error.
     steps
         Exactly so many equal parts instead.
     baseline
@@ -62,9 +64,11 @@ def integrated_gradients(
         path = _Path(classifier, images.detach(), start, targets, rows)
         found, uncertain, points = path.midpoint(steps) if steps else path.refined(error)
         maps += found / len(starts)
-        errors += uncertain / len(starts)
+        errors += uncertain * found.flatten(1).norm(dim=1) / len(starts)
         costs += 2 * points + (len(start) == len(images))
         change = change - _at_start(classifier, start, targets, rows) / len(starts)
+    length = maps.flatten(1).norm(dim=1)  # of the mean map, which can be far shorter than each baseline's
+    errors = torch.where(length > 0, errors / length.clamp_min(1e-30), errors)
     shared = sum(len(start) != len(images) for start in starts)
     return Explanation(
         heatmaps=maps.float(),
@@ -121,7 +125,8 @@ class _Path:
         device = self.images.device
         maps, errors = torch.zeros_like(self.images), torch.zeros(len(self.images), device=device)
         points = torch.zeros(len(self.images), dtype=torch.int64)
-        for block in torch.arange(len(self.images), device=device).split(max(1, self.rows // 4)):
+        most = min(MOST, max(2 * LEAST, GRADIENTS_KEPT // self.images[0].numel()))
+        for block in torch.arange(len(self.images), device=device).split(max(1, self.rows // 32)):
             going = block
             t = ((torch.arange(FIRST, device=device) + 0.5) / FIRST).expand(len(block), -1)
             width = torch.full_like(t, 1 / FIRST)
@@ -130,7 +135,7 @@ class _Path:
                 maps[going], errors[going] = _weighed(shares, width), SAFE * half_error(*_even_and_odd(shares, t))
                 points[going.cpu()] = t.shape[1]
                 left = (errors[going] > wanted) | (t.shape[1] < LEAST)
-                if not bool(left.any()) or t.shape[1] >= MOST:
+                if not bool(left.any()) or t.shape[1] * 5 // 4 > most:
                     break
                 going, t, width, shares = going[left], t[left], width[left], shares[left]
                 t, width, new = _cut(t, width, shares)

@@ -60,10 +60,11 @@ def kernel_shap(
         parts = [least_squares(*every_other(each, own, k)) for k in (0, 1)]
         halves.append(torch.stack([painted(torch.from_numpy(part), where) for part in parts]))
     heatmaps, pair = torch.stack(maps), torch.stack(halves)
+    whole = torch.tensor([len(own) == 2**k for own, k in zip(values, game.counts, strict=True)])
     change = torch.tensor([own[1] - own[0] for own in values])
     return Explanation(
         heatmaps=heatmaps.to(images.device).float(),
-        error=half_error(pair[:, 0], pair[:, 1]).to(images.device),
+        error=half_error(pair[:, 0], pair[:, 1]).masked_fill(whole, 0.0).to(images.device),
         forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
         details={
             "target": "logit",

@@ -1,5 +1,6 @@
 """captum's and shap's own DeepLIFT, where they are exact; refused where they are not."""
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -46,10 +47,10 @@ def captum_deep_lift(
         If captum raises, or a map's sum is off by more than 0.1 % of the change of the logit.
     """
 
-    def attribute(inputs: Tensor, start: Tensor, wanted: Tensor) -> Tensor:
+    def attribute(model: nn.Module, inputs: Tensor, start: Tensor, wanted: Tensor) -> Tensor:
         from captum.attr import DeepLift
 
-        return DeepLift(classifier).attribute(inputs.requires_grad_(), baselines=start, target=wanted)  # type: ignore[no-any-return]
+        return DeepLift(model).attribute(inputs.requires_grad_(), baselines=start, target=wanted)  # type: ignore[no-any-return]
 
     return _checked("captum's DeepLift", attribute, classifier, images, targets, baseline, rows)
 
@@ -84,10 +85,10 @@ def shap_deep_explainer(
         If shap raises, or a map's sum is off by more than 0.1 % of the change of the logit.
     """
 
-    def attribute(inputs: Tensor, start: Tensor, wanted: Tensor) -> Tensor:
+    def attribute(model: nn.Module, inputs: Tensor, start: Tensor, wanted: Tensor) -> Tensor:
         from shap import DeepExplainer
 
-        explainer = DeepExplainer(classifier, start[:1])
+        explainer = DeepExplainer(model, start[:1])
         values = torch.as_tensor(explainer.shap_values(inputs, check_additivity=False))
         return values[torch.arange(len(inputs)), ..., wanted.cpu()].to(inputs)
 
@@ -96,35 +97,30 @@ def shap_deep_explainer(
 
 def _checked(
     name: str,
-    attribute: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attribute: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
     classifier: nn.Module,
     images: Tensor,
     targets: Tensor,
     baseline: Reference,
     rows: int | None,
 ) -> Explanation:
-    """Run a library's method, take its hooks off whatever happens, and hold the maps' sums against the logits."""
+    """Run a library's method on a copy of the model, and hold the maps' sums against the logits."""
     rows = chunk_size(images, rows)
     (start,) = references(images, baseline)
     start = start.expand_as(images)
-    hooks = {module: _hooks_of(module) for module in classifier.modules()}
+    model = copy.deepcopy(classifier)  # shap registers parameters on activations and does not take all of them off
     seen = [0]
-    classifier.register_forward_pre_hook(lambda module, given: seen.__setitem__(0, seen[0] + len(given[0])))
+    model.register_forward_pre_hook(lambda module, given: seen.__setitem__(0, seen[0] + len(given[0])))
 
     def run(part: slice) -> Tensor:
-        return attribute(images[part].detach().clone(), start[part], targets[part])
+        return attribute(model, images[part].detach().clone(), start[part], targets[part])
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # captum tells that it sets hooks; they are taken off below
+            warnings.simplefilter("ignore")  # captum tells that it sets hooks
             maps = torch.cat(in_chunks(run, len(images), rows)).detach()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise _refusal(name, str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from error
-    finally:
-        for module, kept in hooks.items():
-            for table, entries in zip(_hooks_of(module, copies=False), kept, strict=True):
-                table.clear()
-                table.update(entries)
     change = target_logits(classifier, images.detach(), targets, rows) - target_logits(classifier, start, targets, rows)
     gap = completeness_gap(maps.flatten(1).sum(1), change)
     if bool((gap > ALLOWED_GAP).any()):
@@ -136,11 +132,6 @@ def _checked(
         details={"target": "logit", "baseline": describe(baseline), "by": name},
         gap=gap,
     )
-
-
-def _hooks_of(module: nn.Module, *, copies: bool = True) -> list[dict[int, Callable[..., object]]]:
-    tables = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
-    return [dict(table) for table in tables] if copies else list(tables)
 
 
 def _refusal(name: str, why: str) -> UserError:

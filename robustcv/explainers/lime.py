@@ -30,7 +30,7 @@ def lime(
 ) -> Explanation:
     """Fit a weighted ridge regression of the target's logit on which regions are shown (Ribeiro et al. 2016).
 
-    Weights are exp(-d^2 / width^2) of the cosine distance d between a mask and the whole image, as in lime. Masks are
+    Weights are sqrt(exp(-d^2 / width^2)) of the cosine distance d of a mask from the whole image, as in lime. Masks are
     drawn by size and each weighted by how many it stands for, so that what is fitted is the regression over all masks,
     equally likely, whatever was drawn; the passes are the ones that `shapley` and `kernel_shap` use too.
 
@@ -67,9 +67,10 @@ def lime(
         parts = [coefficients(*every_other(each, own, k), ridge, width) for k in (0, 1)]
         halves.append(torch.stack([painted(torch.from_numpy(part), where) for part in parts]))
     pair = torch.stack(halves)
+    whole = torch.tensor([len(own) == 2**k for own, k in zip(values, game.counts, strict=True)])
     return Explanation(
         heatmaps=torch.stack(maps).to(images.device).float(),
-        error=half_error(pair[:, 0], pair[:, 1]).to(images.device),
+        error=half_error(pair[:, 0], pair[:, 1]).masked_fill(whole, 0.0).to(images.device),
         forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
         details={
             "target": "logit",
@@ -89,7 +90,7 @@ def coefficients(drawn: Coalitions, values: NDArray[np.float64], ridge: float, w
     masks = drawn.masks.astype(float)
     k = masks.shape[1]
     size = masks.sum(1)
-    weight = drawn.stands_for * np.exp(-((1 - np.sqrt(size / k)) ** 2) / width**2)
+    weight = drawn.stands_for * np.exp(-((1 - np.sqrt(size / k)) ** 2) / width**2 / 2)
     weight = weight / weight.sum()
     x, y = masks - weight @ masks, values - weight @ values
     solved: NDArray[np.float64] = np.linalg.lstsq(

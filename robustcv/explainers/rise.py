@@ -67,7 +67,7 @@ def rise(
         both.merge(each)
     return Explanation(
         heatmaps=both.slope().float(),
-        error=half_error(half[0].slope(), half[1].slope()),
+        error=half_error(half[0].slope(), half[1].slope()) if samples > 3 else torch.full((n,), torch.nan),
         forwards=torch.full((n,), samples * len(fills)),
         details={"target": "logit", "baseline": describe(fill), "samples": samples, "cells": cells, "shown": shown},
     )

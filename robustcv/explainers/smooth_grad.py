@@ -73,7 +73,9 @@ def var_grad(
     halves = _halves(classifier, images, targets, seeds, samples, noise, rows)
     first, second = (squares / count - (total / count) ** 2 for total, squares, count in halves)
     total, squares, count = (sum(parts[1:], parts[0]) for parts in zip(*halves, strict=True))
-    return _under_noise(squares / count - (total / count) ** 2, half_error(first, second), samples, noise)
+    return _under_noise(
+        (squares / count - (total / count) ** 2).clamp_min(0), half_error(first, second), samples, noise
+    )
 
 
 def _halves(

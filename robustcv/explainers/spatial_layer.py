@@ -43,14 +43,18 @@ def find_layer(classifier: nn.Module, image: Float[Tensor, "1 c h w"], target: I
     if name != "auto" and name not in modules:
         raise unknown_name("layer", name, modules)
     outputs: list[tuple[str, Tensor]] = []
+    token_counts: set[int] = set()
 
     def keep(module: nn.Module, given: Any, output: Any, *, label: str) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            token_counts.add(output.shape[1])
         if isinstance(output, Tensor) and output.requires_grad and _layout(output, image) is not None:
             outputs.append((label, output))
 
     wanted = modules if name == "auto" else {name: modules[name]}
     with _Hooks(wanted, keep), torch.enable_grad():
         logits = classifier(image.clone().requires_grad_())
+    outputs = [(label, each) for label, each in outputs if not _is_attention(each, token_counts)]
     if not outputs or not logits.requires_grad:
         raise UserError(
             "RCV-E102",
@@ -124,6 +128,12 @@ def _layout(output: Tensor, image: Tensor) -> tuple[Layout, tuple[int, int]] | N
             if grid is not None:
                 return layout, grid  # type: ignore[return-value]
     return None
+
+
+def _is_attention(output: Tensor, token_counts: set[int]) -> bool:
+    """Tell whether an output is a matrix of tokens (and perhaps a class token) by tokens, which looks like a picture."""
+    square = output.ndim == 4 and output.shape[2] == output.shape[3]
+    return square and not token_counts.isdisjoint({output.shape[2], output.shape[2] - 1})
 
 
 def _same_shape(a: int, b: int, h: int, w: int) -> bool:

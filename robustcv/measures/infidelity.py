@@ -23,8 +23,8 @@ def infidelity(
     """Compute the share of the logit's change under noise that the map does not foretell (Yeh et al. 2019).
 
     The mean of (b I.phi - change)^2 over that of change^2, for noise I and the best factor b of each image (as captum's
-    ``normalize``), so that maps of any unit can be compared: 0 foretells all, 1 nothing. Maps of shares are compared by
-    their value per pixel value; a map without channels counts for all of them.
+    ``normalize``), so that maps of any unit can be compared: 0 foretells all, 1 nothing. It asks for slopes: a map of
+    shares, slope times change, foretells less even where it is exact. A map without channels counts for all of them.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv import draws
+from robustcv.errors import UserError
 from robustcv.measures.ranking import relevance
 from robustcv.measures.sensitivity import Explain
 
@@ -51,7 +52,7 @@ def randomisation_smooth(
     Returns
     -------
     Tensor
-        One correlation per image, 0 to 1; lower is better.
+        One correlation per image, 0 to 1; lower is better. NaN for a map that is the same everywhere.
     """
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
 
@@ -64,7 +65,7 @@ def randomisation_smooth(
 
     first = smoothed(classifier)
     alike = [spearman(first, smoothed(model)).abs() for model in cascade(classifier, stages, seed)]
-    return torch.stack(alike).mean(0)
+    return torch.stack(alike).mean(0).where(_varies(first), torch.nan)
 
 
 def randomisation_efficient(
@@ -95,34 +96,53 @@ def randomisation_efficient(
     Returns
     -------
     Tensor
-        One number per image; higher is better: a map that told something tells less of a random model.
+        One number per image; higher is better: a map that told something tells less of a random model. NaN for a map
+        that is the same everywhere.
     """
     (random,) = cascade(classifier, 1, seed)
     before, after = _entropy(heatmaps, bins), _entropy(explain(random, images, targets), bins)
-    return (after - before) / before.clamp_min(1e-6)
+    return ((after - before) / before.clamp_min(1e-6)).where(_varies(heatmaps), torch.nan)
 
 
 def cascade(classifier: nn.Module, stages: int, seed: int) -> list[nn.Module]:
     """Copy the classifier ``stages`` times, with more and more layers re-drawn, from the top down.
 
+    What no layer can draw (class tokens, position embeddings) is shuffled in the last copy.
+
     Raises
     ------
-    ValueError
-        If it has no layer that knows how to draw its weights.
+    UserError
+        If no layer knows how to draw its weights.
     """
-    names = [name for name, module in classifier.named_modules() if hasattr(module, "reset_parameters")]
-    if not names:
-        raise ValueError("no layer of this model has reset_parameters(), so its weights cannot be drawn anew")
+    drawing = ("reset_parameters", "_reset_parameters")
+    layers = [(name, each) for name, module in classifier.named_modules() for each in drawing if hasattr(module, each)]
+    if not layers:
+        raise UserError(
+            "RCV-E109",
+            "no layer of this model can draw its weights anew",
+            "none has reset_parameters(), so its maps cannot be compared with those of a random model",
+            "leave the randomisation measures out",
+        )
     copies = []
     for stage in range(1, stages + 1):
         model = copy.deepcopy(classifier)
-        layers = dict(model.named_modules())
+        modules = dict(model.named_modules())
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for name in reversed(names[len(names) - -(-len(names) * stage // stages) :]):
-                layers[name].reset_parameters()
+            for name, draw in reversed(layers[len(layers) - -(-len(layers) * stage // stages) :]):
+                getattr(modules[name], draw)()
+            if stage == stages:
+                _shuffle_unchanged(model, before)
         copies.append(model.requires_grad_(False))
     return copies
+
+
+def _shuffle_unchanged(model: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.numel() > 1 and torch.equal(parameter, before[name]):
+            flat = parameter.detach().flatten()
+            parameter.data = flat[torch.randperm(len(flat)).to(flat.device)].reshape(parameter.shape)
 
 
 def spearman(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -144,6 +164,11 @@ def _mean_ranks(values: Tensor) -> Tensor:
     count = torch.zeros_like(places).scatter_add_(1, group, torch.ones_like(places))
     mean = (total / count.clamp_min(1)).gather(1, group)
     return torch.empty_like(mean).scatter_(1, order, mean)
+
+
+def _varies(heatmaps: Tensor) -> Tensor:
+    flat = relevance(heatmaps).flatten(1)
+    return flat.amax(1) > flat.amin(1)
 
 
 def _entropy(heatmaps: Tensor, bins: int) -> Tensor:

@@ -42,7 +42,7 @@ def max_sensitivity(
     Returns
     -------
     Tensor
-        One number per image; lower is better. A map of zeros that stays so has 0.
+        One number per image; lower is better. NaN for a map of zeros, of which nothing can be a share.
     """
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
     length = heatmaps.flatten(1).norm(dim=1)
@@ -52,4 +52,4 @@ def max_sensitivity(
         moved = explain(classifier, (images + shift).clamp(0, 1), targets)
         worst = torch.maximum(worst, (moved - heatmaps).flatten(1).norm(dim=1))
     relative: Tensor = worst / length.clamp_min(1e-30)
-    return relative.where(worst > 0, 0.0)
+    return relative.where(length > 0, torch.nan)

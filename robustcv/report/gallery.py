@@ -29,9 +29,8 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
     )
     small = max(record.data.shape[1:]) <= images.LOSSLESS_UP_TO
     preview = "" if small else " · previews; the exact pixels are in evidence/"
-    subtitle = (
-        f"{shown}, on one scale per image (blue against the class named, orange for it) · chosen: {counts}{preview}"
-    )
+    scale = "on one scale per image and method (blue against the class named, orange for it)"
+    subtitle = f"{shown}, {scale} · chosen: {counts}{preview}"
     columns = max((len(strip.pictures) for item in items for strip in item.strips), default=1)
     return Gallery(tuple(items), pixelated=small, columns=columns), subtitle
 
@@ -163,6 +162,8 @@ def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, 
     method = ref.method.replace("_", " ")
     gap = "" if ref.gap is None else f", completeness gap {100 * ref.gap:.1f} %"
     error = "" if not ref.error else f", relative error {100 * ref.error:.1f} %"
+    if ref.margin:
+        error += f", 95 % intervals of ±{100 * ref.margin:.1f} % of the largest value (median)"
     caption = f"why {target}" if first else f"{method}: why {target}"
     if alone:
         caption = method

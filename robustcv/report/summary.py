@@ -158,11 +158,9 @@ def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
         return (Tile("Error of the maps", "not run", "add --explain integrated_gradients"),)
     made = []
     for result in record.explanations:
-        older = result.error_name == "completeness gap"
-        median, worst = (result.median_error, result.worst_error) if result.median_error is not None or older else (
-            result.median_gap, result.worst_gap
-        )  # fmt: skip
-        what = "Relative error" if result.median_error is not None and not older else "Completeness gap"
+        known = result.median_error is not None
+        what = "Relative error" if known else "Completeness gap"
+        median, worst = (result.median_error, result.worst_error) if known else (result.median_gap, result.worst_gap)
         value = "not known" if median is None else f"{100 * median:.1f}{numbers.NBSP}%"
         most = "" if worst is None else f"; worst {100 * worst:.1f}{numbers.NBSP}%"
         made.append(Tile(f"{what}, {result.method.replace('_', ' ')}", value, f"median of {result.images} maps{most}"))

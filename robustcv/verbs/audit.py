@@ -249,7 +249,9 @@ def _stable(
     rows = draw_sample(job.images, FOLLOWED, options["seed"])
     some, seen = job.images.take(rows.nonzero().squeeze(1)), predictions.classes[rows]
     run = (options["seed"], options["batch_size"], job.device)
-    return Explained(job.classifier, some, seen, methods, method_options, *run).attack(radii, options["norm"], progress)
+    return Explained(job.classifier, some, seen, seen, methods, method_options, *run).attack(
+        radii, options["norm"], progress
+    )
 
 
 def _beyond(

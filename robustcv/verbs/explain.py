@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcv import draws, records, runs
+from robustcv.classifier import Classifier
 from robustcv.data import ImageSet
 from robustcv.data.loose import loose_images
 from robustcv.errors import UserError, unknown_name
@@ -32,6 +33,7 @@ from robustcv.verbs.prepare import (
     methods_of,
     parse_options,
     parse_sweep,
+    refuse_unused,
     take_images,
     version,
 )
@@ -53,6 +55,9 @@ def explain(
     loaded = load_classifier(classifier, options["weights"])
     if is_black_box(loaded.classifier):
         methods = black_box_explainers(methods, EXPLAINERS_SHOWN)
+        if radii:
+            raise UserError("RCV-E094", "--eps attacks by gradients", "this model gives none", "leave --eps out")
+    refuse_unused(method_options, methods, f"the methods are {', '.join(methods)}", add="add {} to --methods")
     device = device_of(loaded, options["device"])
     chosen, data, labelled = _images(images, options, loaded, device, progress)
     if options["budget"]:
@@ -64,10 +69,25 @@ def explain(
         predictions = predict(plain, chosen, batch_size=options["batch_size"], device=device)
         wanted = predictions.classes if targets is None else _targets(targets, data.total, predictions)[chosen.indices]
         found = Explained(
-            plain, chosen, wanted, methods, method_options, options["seed"], options["batch_size"], device
+            plain,
+            chosen,
+            predictions.classes,
+            wanted,
+            methods,
+            method_options,
+            options["seed"],
+            options["batch_size"],
+            device,
         )
         found.run(progress)
         judgements = found.judge(measures, progress) if measures else ()
+        if measures and not judgements:
+            raise UserError(
+                "RCV-E109",
+                f"{', '.join(measures)} cannot be had here",
+                "localisation needs images with masks, completeness a method that promises a sum",
+                "choose other measures, or data with masks, such as shapes",
+            )
         stable = found.attack(radii, options["norm"], progress) if radii else ()
         drawn = _drawn(chosen, predictions, data.selection, wanted, options["cases"], labelled=labelled)
         neighbours, near_files = _neighbours(plain, chosen, loaded, len(drawn.cases), options, device, progress)
@@ -117,7 +137,8 @@ def _images(
                 "either files or a data set is explained",
                 "leave one out",
             )
-        images = loose_images(options["files"], options["resize"])
+        channels = loaded.classifier.mean.shape[1] if isinstance(loaded.classifier, Classifier) else None
+        images = loose_images(options["files"], options["resize"], channels)
     if images is None:
         raise UserError(
             "RCV-E107", "there is nothing to explain", "neither --data nor --images was given", "--images FILE"
@@ -139,8 +160,12 @@ def _images(
 
 def _targets(targets: Any, total: int, predictions: Predictions) -> Tensor:
     """Read the classes to explain: one for all images, or one each."""
-    wanted, known = torch.as_tensor(targets), predictions.logits.shape[1]
-    if wanted.is_floating_point() or not bool(((wanted >= 0) & (wanted < known)).all()):
+    known = predictions.logits.shape[1]
+    try:
+        wanted = torch.as_tensor(targets).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        wanted = torch.tensor(-1)
+    if wanted.ndim > 1 or wanted.is_floating_point() or not bool(((wanted >= 0) & (wanted < known)).all()):
         raise UserError(
             "RCV-E012", f"targets {targets} are not all classes", f"the model has {known}", f"use 0 to {known - 1}"
         )
@@ -160,8 +185,9 @@ def _with_images(own: Mapping[str, Any], images: ImageSet, seed: int) -> dict[st
     for key, value in own.items():
         if key in ("fill", "baseline", "baselines") and isinstance(value, str) and value.startswith("images:"):
             count = value.partition(":")[2]
-            if not count.isdigit() or not int(count):
-                raise UserError("RCV-E008", f"{key}={value} cannot be used", "the form is images:K", f"{key}=images:4")
+            if not count.isdigit() or not 0 < int(count) < len(images):
+                why = f"the form is images:K, with K below the {len(images)} images that are explained"
+                raise UserError("RCV-E008", f"{key}={value} cannot be used", why, f"{key}=images:4, and -n 20")
             order = sorted(range(len(images)), key=lambda row: draws.image_seed(seed, images.hashes[row], "fill"))
             done[key] = next(images.take(torch.tensor(order[: int(count)])).batches(int(count)))[0]
     return done

@@ -23,6 +23,7 @@ class Explained:
 
     classifier: nn.Module
     images: ImageSet
+    predictions: Tensor
     targets: Tensor
     methods: Sequence[str]
     options: Mapping[str, Mapping[str, Any]]
@@ -85,6 +86,7 @@ class Explained:
                 gaps={name: each.gap for name, each in made.items() if each.gap is not None},
                 masks=None if self.images.masks is None else self.images.masks.to(self.device),
                 seed=self.seed,
+                rows=self.batch_size,
                 advance=advance,
             )
 
@@ -96,6 +98,8 @@ class Explained:
                 self.pixels.to(self.device),
                 self.targets.to(self.device),
                 self.images.hashes,
+                predictions=self.predictions.to(self.device),
+                rows=self.batch_size,
                 explain={name: self.again(name) for name in self.methods},
                 eps=radii,
                 norm=norm,

@@ -201,7 +201,7 @@ def _checked(function: Any, method: str, key: str, value: Any) -> Any:
         and not isinstance(checked, bool)
         and annotation is not float
         and checked <= 0
-        and key != "target"
+        and key not in ("target", "baseline", "baselines", "fill")
     ):
         why = "a method that takes no step, or none of any size, would count as one that failed"
         raise UserError("RCV-E008", f"{method}.{key}={value} is not above 0", why, f"--set {method}.{key}=1 or more")

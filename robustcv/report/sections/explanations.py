@@ -26,7 +26,8 @@ def explanations(record: Record, files: Files) -> Section | None:
         sides = [(f"{side.name}: ", side.explanations) for side in (record.comparison.a, record.comparison.b)]
     else:
         sides = [("", record.explanations)]
-    rows = tuple(_method_row(prefix, result) for prefix, results in sides for result in results)
+    chosen = "class asked for" if record.options.get("targets") is not None else "predicted class"
+    rows = tuple(_method_row(prefix, result, chosen) for prefix, results in sides for result in results)
     if not rows:
         return None
     headers = (
@@ -47,21 +48,18 @@ def explanations(record: Record, files: Files) -> Section | None:
     return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
 
 
-def _method_row(prefix: str, result: ExplainerResult) -> tuple[Cell, ...]:
-    older = result.error_name == "completeness gap"  # records before the two were told apart
-    error, worst = (None, None) if older else (result.median_error, result.worst_error)
-    gap = result.median_error if older else result.median_gap
+def _method_row(prefix: str, result: ExplainerResult, chosen: str) -> tuple[Cell, ...]:
     details = result.details
     how = [str(details[key]) for key in ("layer", "regions") if key in details]
     reused = f"{result.reused:,} shared with other methods" if result.reused > 0 else ""
     return (
         Cell(f"{prefix}{named(result.method)}", " · ".join(how)),
-        Cell(f"{details.get('target', '')} of the predicted class"),
+        Cell(f"{details.get('target', '')} of the {chosen}"),
         Cell(str(details.get("baseline", "none"))),
         Cell(f"{result.images:,}", number=True),
-        Cell(_share(error), number=True),
-        Cell(_share(worst), number=True),
-        Cell(_share(gap, none="promises none"), number=True),
+        Cell(_share(result.median_error), number=True),
+        Cell(_share(result.worst_error), number=True),
+        Cell(_share(result.median_gap, none="promises none"), number=True),
         Cell(f"{result.forwards / max(1, result.images):,.0f}", reused, number=True),
         Cell(numbers.duration(result.seconds), number=True),
     )
@@ -92,11 +90,11 @@ def league(record: Record, files: Files) -> Section | None:
         blocks += _league(name, results)
     first = sides[0][1]
     budget = record.options.get("budget")
-    equal = f"every method at about {budget} forward-equivalents a map · " if budget else "methods at different cost · "
+    equal = f"those with a choice at about {budget} forward-equivalents" if budget else "methods at different cost"
     subtitle = (
-        f"{equal}mean over {first[0].n:,} images, with 95 % bootstrap intervals · beside maps that know nothing of the "
-        "model: random, Sobel edges, a Gaussian in the centre · ✓ better than edges by the interval of the difference, "
-        "– not"
+        f"{equal} · mean over {first[0].n:,} images, with 95 % bootstrap intervals · beside maps that know nothing of "
+        "the model: random, Sobel edges, a Gaussian in the centre · ✓ better than edges by the interval of the "
+        "difference, – not"
     )
     return Section("league", "How good are the maps?", subtitle, tuple(blocks), "Quality of maps")
 
@@ -163,7 +161,7 @@ def stability(record: Record, files: Files) -> Section | None:
     n = max(row.n for _, rows in sides for row in rows)
     norm = numbers.NORM_NAMES.get(sides[0][1][0].norm, sides[0][1][0].norm)
     subtitle = (
-        f"maps of changed images against maps of the images, for the class predicted now · {norm} · {n:,} images · "
+        f"maps of changed images against maps of the images, for the same class · {norm} · {n:,} images · "
         "prediction held: as far towards the worst case as the prediction stays · attack on the map: PGD that moves "
         "the gradient map and keeps the prediction"
     )
@@ -244,7 +242,7 @@ def focus(record: Record, files: Files) -> Section | None:
                 Cell(named(row.method)),
                 Cell(f"{row.n:,}", number=True),
                 Cell(f"{100 * row.share:.0f}{numbers.NBSP}%", number=True),
-                Cell(f"{100 * row.chance:.0f}{numbers.NBSP}%", number=True),
+                Cell("one class" if row.chance is None else f"{100 * row.chance:.0f}{numbers.NBSP}%", number=True),
                 Cell("no masks" if row.inside is None else f"{100 * row.inside:.0f}{numbers.NBSP}%", number=True),
                 Cell("raised" if row.alarm else "no"),
             )

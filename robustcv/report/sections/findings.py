@@ -83,14 +83,13 @@ def _overconfident(record: Record) -> Bullet | None:
 
 def _incomplete_maps(record: Record) -> Bullet | None:
     for result in record.explanations:
-        older = result.error_name == "completeness gap"
-        if not older and result.median_error is not None and result.median_error > 0.25:
+        if result.median_error is not None and result.median_error > 0.25:
             return Bullet(
                 f"{result.method}: maps are off by {100 * result.median_error:.0f} % (median); use more samples",
                 "RCV-F09",
                 "explanations",
             )
-        gap = result.median_error if older else result.median_gap
+        gap = result.median_gap
         if gap is not None and gap > 0.05:
             return Bullet(
                 f"{result.method}: maps miss {100 * gap:.0f} % of the logit's change (median); use more steps",
