@@ -363,7 +363,8 @@ def test_maps_of_zeros_are_left_out_of_means_that_need_a_share() -> None:
     maps[2] = 0
     results = judge_maps(
         model, images, torch.zeros(8, dtype=torch.long), list("abcdefgh"), maps={"m": maps},
-        explain={"m": lambda c, x, t: maps + 0.1}, measures=["max_sensitivity"], forwards={}, gaps={}, masks=None, seed=0,
+        explain={"m": lambda c, x, t: maps + 0.1}, measures=["max_sensitivity"], forwards={}, gaps={}, masks=None,
+        seed=0,
     )  # fmt: skip
     (row,) = [each for each in results if each.method == "m"]
     assert row.n == 7 and row.mean < 1

@@ -131,7 +131,7 @@ def _layout(output: Tensor, image: Tensor) -> tuple[Layout, tuple[int, int]] | N
 
 
 def _is_attention(output: Tensor, token_counts: set[int]) -> bool:
-    """Tell whether an output is a matrix of tokens (and perhaps a class token) by tokens, which looks like a picture."""
+    """Tell whether an output is a matrix of tokens (with or without a class token), which looks like a picture."""
     square = output.ndim == 4 and output.shape[2] == output.shape[3]
     return square and not token_counts.isdisjoint({output.shape[2], output.shape[2] - 1})
 
