@@ -30,7 +30,8 @@ def shapley(
 
     The game shows some regions and fills the others. Coalitions are drawn in pairs, by size and without replacement
     (`coalitions`); the estimate and its interval come from a Gaussian process over odd functions (`odd_process`), which
-    for the same error needs a half to a quarter of the passes of shap's explainers. With 2**regions samples it is exact.
+    for the same error needs a half to a quarter of the passes of shap's explainers. With as many samples as there are
+    coalitions it is exact.
 
     Parameters
     ----------
