@@ -13,13 +13,12 @@ from torch import nn
 from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.coalitions import draw
-from robustcv.explainers.gradient_shap import LEVELS
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
 from robustcv.explainers.odd_process import exact, shapley_values
 from robustcv.explainers.partition_shap import halving_tree, nearest_tree
 from robustcv.explainers.pool import Pool
-from robustcv.explainers.references import references
+from robustcv.explainers.references import LEVELS, references
 from robustcv.explainers.regions import counts, regions_of
 
 

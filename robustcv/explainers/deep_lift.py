@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from robustcv.errors import UserError
 from robustcv.explainers.explanation import Explanation, completeness_gap
-from robustcv.explainers.gradient_shap import GREYS, LEVELS
 from robustcv.explainers.multipliers import Rules
 from robustcv.explainers.passes import no_gradients
-from robustcv.explainers.references import Reference, describe, references
+from robustcv.explainers.references import GREYS, Reference, describe, references
 from robustcv.runtime import chunk_size, in_chunks
 
 
@@ -78,8 +77,7 @@ def deep_shap(
     UserError
         If a function without a rule depends on the image, or the map is not complete all the same.
     """
-    words = f"{LEVELS} grey levels, black to white" if baselines is GREYS else describe(baselines)
-    return _averaged(classifier, images, targets, references(images, baselines), words, rows)
+    return _averaged(classifier, images, targets, references(images, baselines), describe(baselines), rows)
 
 
 def _averaged(

@@ -6,12 +6,9 @@ from torch import Tensor, nn
 
 from robustcv import draws
 from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
-from robustcv.explainers.passes import target_gradients, target_logits
-from robustcv.explainers.references import Reference, describe, references
-from robustcv.runtime import chunk_size, in_chunks
-
-LEVELS = 11
-GREYS = ",".join(str(level / (LEVELS - 1)) for level in range(LEVELS))
+from robustcv.explainers.passes import reference_logits, target_gradients, target_logits
+from robustcv.explainers.references import GREYS, Reference, describe, references
+from robustcv.runtime import chunk_size
 
 
 def gradient_shap(
@@ -71,7 +68,7 @@ def gradient_shap(
     counts = (samples + 1) // 2, max(1, samples // 2)
     heatmaps = (halves[0] + halves[1]) / samples
     uncertain = half_error(halves[0] / counts[0], halves[1] / counts[1]) if samples > 1 else torch.full((n,), torch.nan)
-    at_others = torch.stack([_at(classifier, start, targets, rows) for start in others], 1)
+    at_others = torch.stack([reference_logits(classifier, start, targets, rows) for start in others], 1)
     before = at_others.gather(1, which).mean(1)
     change = target_logits(classifier, ends, targets, rows) - before
     return Explanation(
@@ -80,7 +77,7 @@ def gradient_shap(
         forwards=torch.full((n,), 2 * samples + 1),
         details={
             "target": "logit",
-            "baseline": f"{LEVELS} grey levels, black to white" if baselines is GREYS else describe(baselines),
+            "baseline": describe(baselines),
             "samples": samples,
             "shared_forwards": sum(len(start) for start in others),
         },
@@ -95,10 +92,3 @@ def _starts(others: list[Tensor], which: Tensor, owner: Tensor, n: int) -> Tenso
         rows = which == number
         found[rows] = start.expand(n, *start.shape[1:])[owner[rows]]
     return found
-
-
-def _at(classifier: nn.Module, start: Tensor, targets: Tensor, rows: int) -> Tensor:
-    """Compute each image's target logit at its reference."""
-    with torch.no_grad():
-        logits = torch.cat(in_chunks(lambda part: classifier(start[part]), len(start), rows))
-    return logits.expand(len(targets), -1).gather(1, targets[:, None]).squeeze(1)

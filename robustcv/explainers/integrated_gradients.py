@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
-from robustcv.explainers.passes import target_gradients, target_logits
+from robustcv.explainers.passes import reference_logits, target_gradients, target_logits
 from robustcv.explainers.references import Reference, describe, references
 from robustcv.runtime import chunk_size
 
@@ -66,7 +66,7 @@ def integrated_gradients(
         maps += found / len(starts)
         errors += uncertain * found.flatten(1).norm(dim=1) / len(starts)
         costs += 2 * points + (len(start) == len(images))
-        change = change - _at_start(classifier, start, targets, rows) / len(starts)
+        change = change - reference_logits(classifier, start, targets, rows) / len(starts)
     length = maps.flatten(1).norm(dim=1)  # of the mean map, which can be far shorter than each baseline's
     errors = torch.where(length > 0, errors / length.clamp_min(1e-30), errors)
     shared = sum(len(start) != len(images) for start in starts)
@@ -169,12 +169,3 @@ def _cut(t: Tensor, width: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tens
     middle, third = t.gather(1, chosen), width.gather(1, chosen) / 3
     new = torch.cat([middle - third, middle + third], 1)
     return torch.cat([t, new], 1), torch.cat([width.scatter(1, chosen, third), third, third], 1), new
-
-
-def _at_start(classifier: nn.Module, start: Tensor, targets: Tensor, rows: int) -> Tensor:
-    """Compute the targets' logits at the baseline; one pass where it is the same for all images."""
-    if len(start) == len(targets):
-        return target_logits(classifier, start, targets, rows)
-    with torch.no_grad():
-        logits: Tensor = classifier(start)
-    return logits[0, targets]

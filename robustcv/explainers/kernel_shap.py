@@ -1,17 +1,16 @@
 """KernelSHAP: Shapley values of an image's regions by weighted least squares."""
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv import draws
-from robustcv.explainers.coalitions import Coalitions, draw, every_other
-from robustcv.explainers.explanation import Explanation, completeness_gap, half_error
-from robustcv.explainers.pool import Pool, at_targets
-from robustcv.explainers.references import Reference, describe
-from robustcv.explainers.regions import Regions, painted
+from robustcv.explainers.coalitions import Coalitions
+from robustcv.explainers.explanation import Explanation, completeness_gap
+from robustcv.explainers.pool import Pool
+from robustcv.explainers.references import Reference
+from robustcv.explainers.regions import Regions
+from robustcv.explainers.sampled import sample
 
 
 def kernel_shap(
@@ -50,29 +49,16 @@ def kernel_shap(
     pool
         Masked passes to share with other methods; None begins one.
     """
-    game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
-    seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
-    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
-    values = at_targets(game.logits([each.masks for each in drawn]), targets)
-    maps, halves = [], []
-    for each, own, where in zip(drawn, values, game.regions.cpu(), strict=True):
-        maps.append(painted(torch.from_numpy(least_squares(each, own)), where))
-        parts = [least_squares(*every_other(each, own, k)) for k in (0, 1)]
-        halves.append(torch.stack([painted(torch.from_numpy(part), where) for part in parts]))
-    heatmaps, pair = torch.stack(maps), torch.stack(halves)
-    whole = torch.tensor([len(own) == 2**k for own, k in zip(values, game.counts, strict=True)])
-    change = torch.tensor([own[1] - own[0] for own in values])
+    found = sample(
+        classifier, images, targets, seeds=seeds, samples=samples, regions=regions, fill=fill, rows=rows, pool=pool
+    )
+    heatmaps, error = found.solved(least_squares)
     return Explanation(
         heatmaps=heatmaps.to(images.device).float(),
-        error=half_error(pair[:, 0], pair[:, 1]).masked_fill(whole, 0.0).to(images.device),
-        forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
-        details={
-            "target": "logit",
-            "baseline": describe(fill),
-            "regions": regions if isinstance(regions, str) else "given",
-            "samples": samples,
-        },
-        gap=completeness_gap(heatmaps.flatten(1).sum(1), change).to(images.device),
+        error=error.to(images.device),
+        forwards=found.forwards,
+        details=found.details,
+        gap=completeness_gap(heatmaps.flatten(1).sum(1), found.change).to(images.device),
     )
 
 

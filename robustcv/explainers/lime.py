@@ -1,17 +1,16 @@
 """LIME: the linear model of regions that fits best near the image."""
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv import draws
-from robustcv.explainers.coalitions import Coalitions, draw, every_other
-from robustcv.explainers.explanation import Explanation, half_error
-from robustcv.explainers.pool import Pool, at_targets
-from robustcv.explainers.references import Reference, describe
-from robustcv.explainers.regions import Regions, painted
+from robustcv.explainers.coalitions import Coalitions
+from robustcv.explainers.explanation import Explanation
+from robustcv.explainers.pool import Pool
+from robustcv.explainers.references import Reference
+from robustcv.explainers.regions import Regions
+from robustcv.explainers.sampled import sample
 
 
 def lime(
@@ -57,29 +56,15 @@ def lime(
     pool
         Masked passes to share with other methods; None begins one.
     """
-    game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
-    seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
-    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
-    values = at_targets(game.logits([each.masks for each in drawn]), targets)
-    maps, halves = [], []
-    for each, own, where in zip(drawn, values, game.regions.cpu(), strict=True):
-        maps.append(painted(torch.from_numpy(coefficients(each, own, ridge, width)), where))
-        parts = [coefficients(*every_other(each, own, k), ridge, width) for k in (0, 1)]
-        halves.append(torch.stack([painted(torch.from_numpy(part), where) for part in parts]))
-    pair = torch.stack(halves)
-    whole = torch.tensor([len(own) == 2**k for own, k in zip(values, game.counts, strict=True)])
+    found = sample(
+        classifier, images, targets, seeds=seeds, samples=samples, regions=regions, fill=fill, rows=rows, pool=pool
+    )
+    heatmaps, error = found.solved(lambda drawn, values: coefficients(drawn, values, ridge, width))
     return Explanation(
-        heatmaps=torch.stack(maps).to(images.device).float(),
-        error=half_error(pair[:, 0], pair[:, 1]).masked_fill(whole, 0.0).to(images.device),
-        forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
-        details={
-            "target": "logit",
-            "baseline": describe(fill),
-            "regions": regions if isinstance(regions, str) else "given",
-            "samples": samples,
-            "kernel_width": width,
-            "ridge": ridge,
-        },
+        heatmaps=heatmaps.to(images.device).float(),
+        error=error.to(images.device),
+        forwards=found.forwards,
+        details={**found.details, "kernel_width": width, "ridge": ridge},
     )
 
 

@@ -23,6 +23,20 @@ def target_logits(
     return torch.cat(in_chunks(run, len(inputs), rows))
 
 
+def reference_logits(
+    classifier: nn.Module, start: Float[Tensor, "m c h w"], targets: Int64[Tensor, " n"], rows: int
+) -> Float[Tensor, " n"]:
+    """Compute each image's target logit at its reference: one for all images, or one for each."""
+
+    def run(part: slice) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = classifier(start[part])
+        return logits
+
+    logits = torch.cat(in_chunks(run, len(start), rows)).expand(len(targets), -1)
+    return logits.gather(1, targets[:, None]).squeeze(1)
+
+
 def target_gradients(
     classifier: nn.Module, make: Callable[[slice], Tensor], targets: Int64[Tensor, " m"], rows: int
 ) -> Float[Tensor, "m c h w"]:

@@ -7,7 +7,9 @@ from torch.nn import functional
 
 Reference = str | float | Tensor
 
-GREYS = {"black": 0.0, "grey": 0.5, "white": 1.0}
+NAMED = {"black": 0.0, "grey": 0.5, "white": 1.0}
+LEVELS = 11
+GREYS = ",".join(str(level / (LEVELS - 1)) for level in range(LEVELS))
 
 
 def references(images: Float[Tensor, "n c h w"], wanted: Reference) -> list[Float[Tensor, "m c h w"]]:
@@ -39,7 +41,9 @@ def describe(wanted: Reference) -> str:
     """Say in words what a map is measured against."""
     if isinstance(wanted, Tensor):
         return f"{len(wanted)} other image{'s' * (len(wanted) > 1)}"
-    words = {"mean": "mean colour of the image", "blur": "the image, blurred", **{name: name for name in GREYS}}
+    if wanted == GREYS:
+        return f"{LEVELS} grey levels, black to white"
+    words = {"mean": "mean colour of the image", "blur": "the image, blurred", **{name: name for name in NAMED}}
     names = [name.strip() for name in str(wanted).split(",")]
     return " and ".join(words[name] if name in words else f"constant {float(name):g}" for name in names)
 
@@ -50,7 +54,7 @@ def _one(images: Tensor, name: str) -> Tensor:
     if name == "blur":
         return blurred(images.detach())
     try:
-        level = GREYS[name] if name in GREYS else float(name)
+        level = NAMED[name] if name in NAMED else float(name)
     except ValueError:
         level = -1.0
     if not 0 <= level <= 1:

@@ -5,13 +5,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws
-from robustcv.explainers.coalitions import draw
 from robustcv.explainers.explanation import Explanation, completeness_gap
 from robustcv.explainers.odd_process import shapley_values
-from robustcv.explainers.pool import Pool, at_targets
-from robustcv.explainers.references import Reference, describe
+from robustcv.explainers.pool import Pool
+from robustcv.explainers.references import Reference
 from robustcv.explainers.regions import Regions, painted
+from robustcv.explainers.sampled import sample
 
 
 def shapley(
@@ -52,29 +51,22 @@ def shapley(
     pool
         Masked passes to share with other methods; None begins one.
     """
-    game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
-    seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
-    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
-    values = at_targets(game.logits([each.masks for each in drawn]), targets)
+    found = sample(
+        classifier, images, targets, seeds=seeds, samples=samples, regions=regions, fill=fill, rows=rows, pool=pool
+    )
     maps, margins, errors = [], [], []
-    for each, own, where in zip(drawn, values, game.regions.cpu(), strict=True):
+    for each, own, where in zip(found.drawn, found.values, found.places, strict=True):
         estimate, margin = shapley_values(each.masks, own)
         maps.append(painted(torch.from_numpy(estimate), where))
         margins.append(painted(torch.from_numpy(margin), where))
         length = float(np.linalg.norm(estimate))
         errors.append(float(np.linalg.norm(margin)) / 1.96 / length if length else 0.0)
     heatmaps = torch.stack(maps).to(images.device)
-    change = torch.tensor([own[1] - own[0] for own in values]).to(heatmaps)
     return Explanation(
         heatmaps=heatmaps.float(),
         error=torch.tensor(errors, device=images.device),
-        forwards=torch.tensor([len(own) * len(game.fills) for own in values]),
-        details={
-            "target": "logit",
-            "baseline": describe(fill),
-            "regions": regions if isinstance(regions, str) else "given",
-            "samples": samples,
-        },
-        gap=completeness_gap(heatmaps.flatten(1).sum(1), change),
+        forwards=found.forwards,
+        details=found.details,
+        gap=completeness_gap(heatmaps.flatten(1).sum(1), found.change.to(heatmaps)),
         margin=torch.stack(margins).to(images.device).float(),
     )

@@ -33,11 +33,18 @@ class Explained:
     maps: dict[str, Explanation] = field(default_factory=dict)
     results: list[records.ExplainerResult] = field(default_factory=list)
 
-    def _explain(self, methods: Sequence[str], images: Tensor, advance: Callable[[int], None]) -> Any:
+    def _explain(
+        self,
+        methods: Sequence[str],
+        classifier: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> dict[str, tuple[Explanation, records.ExplainerResult]]:
         return explain_images(
-            self.classifier,
+            classifier,
             images,
-            self.targets,
+            targets,
             self.images.hashes,
             methods={name: EXPLAINERS[name] for name in methods},
             options=self.options,
@@ -54,7 +61,8 @@ class Explained:
     def run(self, progress: Progress) -> None:
         """Explain all images by all methods."""
         with progress.stage("explain", len(self.images) * len(self.methods)) as advance:
-            for name, (made, result) in self._explain(self.methods, self.pixels, advance).items():
+            found = self._explain(self.methods, self.classifier, self.pixels, self.targets, advance)
+            for name, (made, result) in found.items():
                 self.maps[name] = made
                 self.results.append(result)
 
@@ -62,10 +70,7 @@ class Explained:
         """Give a method as the measures take one: the same options and draws, on another model or other images."""
 
         def maps(classifier: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-            made, _ = explain_images(
-                classifier, images, targets, self.images.hashes, methods={name: EXPLAINERS[name]}, options=self.options,
-                seed=self.seed, batch_size=self.batch_size, device=self.device,
-            )[name]  # fmt: skip
+            made, _ = self._explain([name], classifier, images, targets)[name]
             return made.heatmaps.to(images.device)
 
         return maps
