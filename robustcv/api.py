@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustcv import runs
 from robustcv.errors import UserError
@@ -78,6 +78,9 @@ def audit(
     cases: int = 16,
     set: MethodOptions = (),
     fail_under: Mapping[str, float] | Sequence[str] = (),
+    max_drop: Mapping[str, float] | Sequence[str] = (),
+    baseline: Path | str | None = None,
+    gate_on: Literal["interval", "point"] = "interval",
     seed: int = 0,
     batch_size: int = 128,
     device: str = "auto",
@@ -138,7 +141,14 @@ def audit(
     set
         Options of methods, such as pgd.steps=50.
     fail_under
-        Gates, such as robust_accuracy=0.4: exit 3 when the interval lies below, 4 when it straddles.
+        Gates, such as clean_accuracy=0.9, corruption_accuracy=0.6 or robust_accuracy@linf:8/255=0.4 (the threat may be
+        left out where one eps is given): exit 3 when the interval lies below, 4 when it straddles.
+    max_drop
+        Gates on the difference to the baseline, such as robust_accuracy=0.02: image by image, on the same images.
+    baseline
+        The run folder of an earlier audit.
+    gate_on
+        Hold gates against the interval, or against the point estimate alone.
     seed
         Seed of every random choice.
     batch_size
@@ -617,8 +627,8 @@ def compare(
     out
         The run folder. From Python, None writes nothing.
     """
-    from robustcv.verbs.compare import Saved
     from robustcv.verbs.compare import compare as verb
+    from robustcv.verbs.pairing import Saved
 
     if out is not None:
         runs.open_folder(Path(out), resume=False, fingerprint="")

@@ -25,7 +25,7 @@ OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q", "method": "--methods", "files": "--images"}
 _COMMAS = ("attacks", "also", "against", "export", "explain", "method", "measures", "augment")
-_WORDS = ("eps", "set", "fail_under", "names", "files")
+_WORDS = ("eps", "set", "fail_under", "max_drop", "names", "files")
 
 
 def _shown(value: Any) -> str:
@@ -140,7 +140,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
         )
     if devices > 1 and not launch.one_of_several():
         return launch.start(_without_devices(origins.arguments, Path(given["out"])), devices, Path(given["out"]))
-    for name in ("eps", "set", "fail_under"):
+    for name in ("eps", "set", "fail_under", "max_drop"):
         if name in given:
             given[name] = list(given[name])
     _remember_folder(Path(given["out"]))

@@ -68,11 +68,30 @@ class Check(_Frozen):
 
 
 class Gate(_Frozen):
-    """A threshold the user set, and whether the interval lies above it, below it, or across it."""
+    """A threshold the user set, and whether the interval lies above it, below it, or across it.
+
+    A floor is the least a metric may be; a drop the most it may fall from a baseline on the same images, and its value
+    is the paired difference.
+    """
 
     name: str
     threshold: float
     outcome: Literal["passed", "failed", "across"]
+    kind: Literal["floor", "drop"] = "floor"
+    metric: str = ""
+    norm: str | None = None
+    eps: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    on: Literal["interval", "point"] = "interval"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("metric"):
+            return {**given, "metric": str(given.get("name", "")).partition("@")[0]}
+        return given
 
 
 class CalibrationBin(_Frozen):
@@ -92,6 +111,10 @@ class ClassRow(_Frozen):
     n: int
     clean: int
     robust: int | None = None
+    p_value: float | None = Field(
+        default=None,
+        description="robust share against that of all other classes: Fisher's exact test, adjusted by Holm",
+    )
 
 
 class HeatmapRef(_Frozen):

@@ -1,7 +1,7 @@
 """Intervals and paired tests: counts in, numbers out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,13 +41,18 @@ def wilson(count: int, n: int, level: float = 0.95) -> Interval:
     """
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"wilson: expected 0 <= count <= n and n > 0, got count={count}, n={n}")
+    low, high = _wilson(count / n, n, level)
+    return Interval(0.0 if count == 0 else low, 1.0 if count == n else high)
+
+
+def _wilson(share: float, n: float, level: float) -> Interval:
     from scipy.special import ndtri
 
     z = float(ndtri(0.5 + level / 2))
-    share, spread = count / n, z * z / n
+    spread = z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return Interval(0.0 if count == 0 else max(0.0, centre - half), 1.0 if count == n else min(1.0, centre + half))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def paired(both: int, only_a: int, only_b: int, neither: int, level: float = 0.95) -> Paired:
@@ -124,3 +129,80 @@ def mean_interval(values: NDArray[Any], *, seed: int, resamples: int = 1000, lev
     means = np.asarray(values, dtype=float)[rng.integers(0, n, (resamples, n))].mean(axis=1)
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(low), float(high))
+
+
+def clopper_pearson(count: int, n: int, level: float = 0.95) -> Interval:
+    """Compute the exact two-sided interval of a proportion (Clopper and Pearson 1934); it never covers too seldom.
+
+    Parameters
+    ----------
+    count, n
+        Successes and trials, ``0 <= count <= n`` and ``n > 0``.
+
+    Raises
+    ------
+    ValueError
+        If the counts are impossible.
+    """
+    tail = (1 - level) / 2
+    return Interval(lower_bound(count, n, tail), 1 - lower_bound(n - count, n, tail))
+
+
+def lower_bound(count: int, n: int, alpha: float) -> float:
+    """Compute the exact one-sided lower bound of a proportion: above the truth with probability at most alpha.
+
+    Raises
+    ------
+    ValueError
+        If the counts are impossible.
+    """
+    if not 0 <= count <= n or n == 0:
+        raise ValueError(f"lower_bound: expected 0 <= count <= n and n > 0, got count={count}, n={n}")
+    from scipy.special import betaincinv
+
+    return float(betaincinv(count, n - count + 1, alpha)) if count else 0.0
+
+
+def finite_population(count: int, n: int, total: int, level: float = 0.95) -> Interval:
+    """Compute an interval for a share among ``total`` fixed images, of which ``n`` were drawn without replacement.
+
+    Wilson's interval with the finite-population correction: n grows by ``(total - 1) / (total - n)`` (Cochran 1977,
+    section 2.6). With every image drawn the share is known and the interval is a point.
+
+    Raises
+    ------
+    ValueError
+        If the counts are impossible.
+    """
+    if not 0 <= count <= n <= total or n == 0:
+        raise ValueError(f"finite_population: expected 0 <= count <= n <= total, got {count}, {n}, {total}")
+    if n == total:
+        return Interval(count / n, count / n)
+    return _wilson(count / n, n * (total - 1) / (total - n), level)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values so that the chance of any false alarm among them stays below the level (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda k: p_values[k])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, k in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[k]))
+        adjusted[k] = largest
+    return adjusted
+
+
+def against_rest(counts: Sequence[int], totals: Sequence[int]) -> list[float]:
+    """Test each group's share against that of all others (Fisher's exact test), adjusted by Holm; 1 for empty groups.
+
+    Parameters
+    ----------
+    counts, totals
+        Successes and trials of each group.
+    """
+    from scipy.stats import fisher_exact
+
+    right, every = sum(counts), sum(totals)
+    tables = [[[c, n - c], [right - c, every - n - (right - c)]] for c, n in zip(counts, totals, strict=True)]
+    tested = [k for k, n in enumerate(totals) if 0 < n < every]
+    found = dict(zip(tested, holm([float(fisher_exact(tables[k]).pvalue) for k in tested]), strict=True))
+    return [found.get(k, 1.0) for k in range(len(totals))]

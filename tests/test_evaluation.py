@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from robustcv import runs
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expected_calibration_error, predict, proportion
 from robustcv.evaluation.preflight import preflight, require_some_right
-from robustcv.records import Metric
+from robustcv.records import Check, Metric
 from robustcv.stats import bootstrap
-from robustcv.verbs.gates import judge_gates, parse_gates
+from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates
+from robustcv.verbs.pairing import Saved
 
 
 def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -178,18 +180,75 @@ def test_an_audit_stops_where_no_number_can_be_computed() -> None:
         require_some_right(Predictions(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([1, 1])))
 
 
+def bars_of(*texts, kind="floor", asked=(8 / 255,), also=()):
+    return parse_gates(texts, kind=kind, norm="linf", asked=asked, tried=(4 / 255, 8 / 255), also=also)
+
+
 @pytest.mark.parametrize(
-    ("gate", "verdict", "code"), [(0.5, "PASS", 0), (0.9, "FAIL", 3), (0.71, "INCONCLUSIVE", 4), (None, "NO GATE", 0)]
-)
-def test_a_gate_is_held_against_the_interval(gate, verdict, code) -> None:
+    ("gate", "verdict", "code", "point"),
+    [
+        (0.5, "PASS", 0, 0), (0.9, "FAIL", 3, 3), (0.71, "INCONCLUSIVE", 4, 3), (0.69, "INCONCLUSIVE", 4, 0),
+        (None, "NO GATE", 0, 0),
+    ],
+)  # fmt: skip
+def test_a_gate_is_held_against_the_interval_or_the_point(gate, verdict, code, point) -> None:
     metrics = (proportion("clean_accuracy", torch.arange(1000) < 700),)
-    gates = {} if gate is None else {"clean_accuracy": gate}
-    assert judge_gates(gates, metrics, 0.1, ())[:2] == (verdict, code)
+    bars = bars_of() if gate is None else bars_of(f"clean_accuracy={gate}")
+    assert conclude(judge_floors(bars, metrics, on="interval"), ()) == (verdict, code)
+    assert conclude(judge_floors(bars, metrics, on="point"), ())[1] == point
+
+
+def test_a_gate_at_the_very_end_of_the_interval_passes_and_a_raised_check_leaves_it_open() -> None:
+    metric = proportion("clean_accuracy", torch.arange(1000) < 700)
+    for level, outcome in ((metric.low, "passed"), (metric.low + 1e-9, "across"), (metric.high, "across"),
+                           (metric.high + 1e-9, "failed")):  # fmt: skip
+        (gate,) = judge_floors(bars_of(f"clean_accuracy={level!r}"), (metric,), on="interval")
+        assert gate.outcome == outcome
+    passed = judge_floors(bars_of("clean_accuracy=0.1"), (metric,), on="interval")
+    raised = (Check(check="logits", status="raised", figure=""),)
+    assert conclude(passed, raised) == ("INCONCLUSIVE", 4) and conclude((), raised) == ("INCONCLUSIVE", 0)
+
+
+def test_gates_name_their_threat_model() -> None:
+    metrics = tuple(proportion("robust_accuracy", torch.arange(1000) < hits, norm="linf", eps=eps, bound="upper")
+                    for hits, eps in ((800, 4 / 255), (200, 8 / 255)))  # fmt: skip
+    bars = bars_of("robust_accuracy@linf:4/255=0.7", "robust_accuracy=0.7", "robust_accuracy@linf:0.015686=0.7")
+    assert [gate.outcome for gate in judge_floors(bars, metrics, on="interval")] == ["passed", "failed", "passed"]
+
+
+@pytest.mark.parametrize(("now", "outcome"), [(80, "passed"), (75, "across"), (40, "failed")])
+def test_a_drop_is_judged_on_the_same_images(now, outcome, audited) -> None:
+    def verdicts(right: int) -> dict[str, np.ndarray]:
+        hashes = np.arange(100, dtype=np.uint8)[:, None]
+        return {"hash": hashes, "label": np.zeros(100, np.int64), "correct": np.arange(100) < right}
+
+    files = {"evidence/verdicts.safetensors": runs.pack_arrays(verdicts(80))}
+    bars = bars_of("clean_accuracy=0.05", kind="drop")
+    (gate,) = judge_drops(bars, verdicts(now), Saved("before", runs.load(audited), files), "linf", on="interval")
+    assert gate.outcome == outcome and gate.value == pytest.approx((now - 80) / 100)
+    other = verdicts(80) | {"hash": np.arange(100, 200, dtype=np.uint8)[:, None]}
+    with pytest.raises(UserError, match="made on different images"):
+        judge_drops(bars, other, Saved("before", runs.load(audited), files), "linf", on="interval")
+    with pytest.raises(UserError, match="nothing to compare with"):
+        judge_drops(bars, other, None, "linf", on="interval")
 
 
 def test_gates_are_read_and_nonsense_is_refused() -> None:
-    assert parse_gates(["robust_accuracy=0.4"]) == {"robust_accuracy": 0.4}
-    for text, message in (("robust=0.4", "no metric called 'robust'"), ("clean_accuracy=40", "is not a share")):
+    (bar,) = bars_of("robust_accuracy=0.4")
+    assert (bar.metric, bar.threshold, bar.eps) == ("robust_accuracy", 0.4, 8 / 255)
+    for text, message, more in (
+        ("robust=0.4", "no metric called 'robust'", {}),
+        ("clean_accuracy=40", "is not a share", {}),
+        ("clean_accuracy=nan", "is not a share", {}),
+        ("clean_accuracy", "no metric called 'clean_accuracy'|is not a share", {}),
+        ("robust_accuracy=0.4", "does not say at which eps", {"asked": (4 / 255, 8 / 255)}),
+        ("robust_accuracy@linf:5/255=0.4", "does not attack there", {}),
+        ("robust_accuracy@l2:8/255=0.4", "does not attack there", {}),
+        ("robust_accuracy@linf:x=0.4", "eps 'x' is not a number", {}),
+        ("clean_accuracy@linf:8/255=0.4", "has no eps", {}),
+        ("corruption_accuracy=0.4", "no corruption is measured", {}),
+        ("corruption_accuracy=0.4", "not measured image by image", {"kind": "drop", "also": ("corruptions",)}),
+    ):
         with pytest.raises(UserError, match=message):
-            parse_gates([text])
+            bars_of(text, **more)
     assert Metric(name="x", n=3).count is None

@@ -171,7 +171,9 @@ def test_gates_are_told_in_the_first_sentence() -> None:
     failed = {"verdict": "FAIL", "exit_code": 3, "gates": (gate,)}
     record = make_record(1000, ("a", "b"), 900, 314).model_copy(update=failed)
     text = " ".join(Reader(report.render(record, {})).text.replace("\u00a0", " ").split())
-    assert "FAIL Robust accuracy 31.4 % (95 % CI 28.6–34.3; n = 1,000) is below the gate of 40 %." in text
+    assert (
+        "FAIL Robust accuracy at L-inf 8/255 31.4 % (95 % CI 28.6–34.3; n = 1,000) is below the gate of 40 %." in text
+    )
 
 
 def test_a_raised_check_is_told_with_what_to_do() -> None:

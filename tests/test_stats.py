@@ -62,3 +62,57 @@ def test_bootstrap_of_a_mean_agrees_with_theory_and_repeats() -> None:
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
     assert (low, high) == stats.bootstrap(lambda x: float(x.mean()), values, seed=5)
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.99]))
+def test_clopper_pearson_equals_statsmodels(counts: tuple[int, int], level: float) -> None:
+    wanted = proportion_confint(*counts, alpha=1 - level, method="beta")
+    assert stats.clopper_pearson(*counts, level) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.02, 50), (0.3, 200), (0.97, 1000)])
+def test_exact_intervals_and_bounds_never_cover_too_seldom(share: float, n: int) -> None:
+    """Over every possible count, weighted by its probability: no simulation."""
+    from scipy.stats import binom
+
+    weight = binom.pmf(range(n + 1), n, share)
+    two = [low <= share <= high for low, high in (stats.clopper_pearson(k, n) for k in range(n + 1))]
+    one = [stats.lower_bound(k, n, 0.001) <= share for k in range(n + 1)]
+    assert weight @ two >= 0.95 - 1e-12 and weight @ one >= 0.999 - 1e-12
+    assert weight @ [low <= share <= high for low, high in (stats.wilson(k, n) for k in range(n + 1))] >= 0.915
+
+
+def test_the_bound_of_randomised_smoothing_is_the_published_one() -> None:
+    """Cohen et al. 2019: n of n hits, alpha 0.001, 100,000 draws certify at most 3.8115 sigma."""
+    from scipy.special import ndtri
+
+    bound = stats.lower_bound(100_000, 100_000, 0.001)
+    assert bound == pytest.approx(0.001 ** (1 / 100_000), rel=1e-9) and ndtri(bound) == pytest.approx(3.8115, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [40, 300, 900])
+def test_the_interval_for_a_fixed_set_covers_as_often_as_it_says(n: int) -> None:
+    from scipy.stats import hypergeom
+
+    total, right = 1000, 620
+    weight = hypergeom.pmf(range(n + 1), total, right, n)
+    hits = [low <= 0.62 <= high for low, high in (stats.finite_population(k, n, total) for k in range(n + 1))]
+    assert 0.93 <= weight @ hits <= 0.975
+    low, high = stats.finite_population(n // 2, n, total)
+    wide_low, wide_high = stats.wilson(n // 2, n)
+    assert wide_low < low < high < wide_high and stats.finite_population(620, 1000, 1000) == (0.62, 0.62)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_equals_statsmodels(p_values: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    assert stats.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)
+
+
+def test_equal_classes_raise_few_false_alarms_and_an_odd_one_is_found() -> None:
+    rng = np.random.default_rng(3)
+    alarms = [min(stats.against_rest(rng.binomial(60, 0.6, 10).tolist(), [60] * 10)) < 0.05 for _ in range(300)]
+    assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+    found = stats.against_rest([15, *[48] * 9], [60] * 10)
+    assert found[0] < 1e-6 and min(found[1:]) > 0.05 and stats.against_rest([3, 0], [5, 0]) == [1.0, 1.0]

@@ -51,7 +51,10 @@ def corruption_errors(
         high=high,
         method="bootstrap over images, 1,000 resamples",
     )
-    return tuple(rows), (metric,)
+    share = metric.model_copy(
+        update={"name": "corruption_accuracy", "value": 1 - float(errors.mean()), "low": 1 - high, "high": 1 - low}
+    )
+    return tuple(rows), (metric, share)
 
 
 def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: int) -> Bool[Tensor, " n"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from robustcv.records import Check, Metric, PairedMetric, Record, Tuning, find_metric
+from robustcv.records import Check, Gate, Metric, PairedMetric, Record, Tuning, find_metric
 from robustcv.report import numbers
 from robustcv.report.blocks import Tile
 
@@ -45,17 +45,40 @@ def _audit_sentence(record: Record) -> str:
     where = numbers.threat(robust.eps or 0, robust.norm or "linf")
     text = f"Right on {numbers.percent(clean)} of images, and on {numbers.percent(robust)} under attack at {where}"
     for gate in record.gates:
-        metric = robust if gate.name == "robust_accuracy" else clean
-        label = "Robust accuracy" if gate.name == "robust_accuracy" else "Clean accuracy"
-        word = {"passed": "is above", "failed": "is below", "across": "cannot be told from"}[gate.outcome]
-        gate_at = f"{100 * gate.threshold:g}{numbers.NBSP}%"
-        text = f"{label} {numbers.percent(metric)} ({numbers.interval(metric)}) {word} the gate of {gate_at}"
+        text = _gate_sentence(record, gate)
         if gate.outcome != "passed":
             break
     raised = [check for check in record.checks if check.status == "raised"]
     if raised:
         text += f", but {len(raised)} check{'s were' if len(raised) > 1 else ' was'} raised, so the figures may mislead"
     return text + "."
+
+
+_LABELS = {
+    "clean_accuracy": "clean accuracy",
+    "robust_accuracy": "robust accuracy",
+    "corruption_accuracy": "corruption accuracy",
+}
+
+
+def _gate_sentence(record: Record, gate: Gate) -> str:
+    """Write how a gate was met: the metric with its interval, and where that lies."""
+    label = _LABELS[gate.metric]
+    eps = gate.eps if gate.eps is not None else record.headline_eps
+    if gate.metric == "robust_accuracy":
+        label += f" at {numbers.threat(eps or 0, gate.norm or 'linf')}"
+    bar = f"{100 * gate.threshold:g}{numbers.NBSP}"
+    if gate.kind == "drop":
+        word = {"passed": "is within", "failed": "is more than", "across": "cannot be told from"}[gate.outcome]
+        ends = f"{numbers.signed(100 * (gate.low or 0))} to {numbers.signed(100 * (gate.high or 0))}"
+        moved = f"{numbers.points(gate.value or 0)}, 95{numbers.NBSP}% CI {ends}"
+        return f"The drop in {label} against the baseline ({moved}) {word} the {bar}pp allowed"
+    match = {} if gate.metric != "robust_accuracy" else {"eps": eps, "attack": None}
+    metric = record.metric(gate.metric, **match)
+    word = {"passed": "is above", "failed": "is below", "across": "cannot be told from"}[gate.outcome]
+    told = f"{label[0].upper()}{label[1:]} {numbers.percent(metric)}"
+    told += f" ({numbers.interval(metric)})" if metric else ""
+    return f"{told} {word} the gate of {bar}%"
 
 
 def _training_sentence(record: Record) -> str:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import processes, records, runs
+from robustcv import processes, records, runs, stats
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
@@ -32,7 +33,8 @@ from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
 from robustcv.verbs.explained import Explained
-from robustcv.verbs.gates import judge_gates, parse_gates
+from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates
+from robustcv.verbs.pairing import Saved
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -61,13 +63,16 @@ def audit(
 ) -> Result:
     """Audit a classifier; ``options`` are the keyword arguments of `robustcv.audit`, all of them."""
     clock = Clock()
-    headline, sweep = parse_sweep(options["eps"], options["norm"], sweep=options["sweep"])
+    given, sweep = parse_sweep(options["eps"], options["norm"], sweep=options["sweep"])
+    headline = given[0]
     for name in options["also"]:
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
     method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS, "spatial": spatial, "patch": train_patch})
     methods = methods_of(options["explain"])
-    gates = parse_gates(options["fail_under"])
+    gating: dict[str, Any] = {"norm": options["norm"], "asked": given, "tried": sweep, "also": options["also"]}
+    bars = parse_gates(options["fail_under"], **gating) + parse_gates(options["max_drop"], kind="drop", **gating)
+    baseline = None if options["baseline"] is None else Saved.read(Path(options["baseline"]))
     if not str(model).startswith("onnx:"):
         _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
     loaded = load_classifier(model, options["weights"])
@@ -133,15 +138,18 @@ def audit(
     error, bins = calibration(predictions, seed=options["seed"])
     metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome), *beyond.metrics)
     files |= beyond.files
-    verdict, exit_code, judged_gates = judge_gates(gates, metrics, headline, (*checks, *flags))
-    files["evidence/verdicts.safetensors"] = _verdicts(chosen, predictions, outcome)
+    verdicts = _verdicts(chosen, predictions, outcome)
+    gates = judge_floors(bars, metrics, on=options["gate_on"])
+    gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
+    verdict, exit_code = conclude(gates, (*checks, *flags))
+    files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
     files["cases.jsonl"] = _successes(chosen, outcome)
     record = records.Record(
         verb="audit",
         version=version(),
         verdict=verdict,
         exit_code=exit_code,
-        gates=judged_gates,
+        gates=tuple(gates),
         model=described,
         data=data,
         metrics=metrics,
@@ -319,16 +327,18 @@ def _training_images(
 
 
 def _classes(images: ImageSet, predictions: Predictions, robust: Tensor) -> tuple[records.ClassRow, ...]:
-    rows = []
-    for label, name in enumerate(images.class_names):
-        mine = images.labels == label
-        clean, stands = predictions.correct[mine], robust[mine]
-        rows.append(records.ClassRow(name=name, n=int(mine.sum()), clean=int(clean.sum()), robust=int(stands.sum())))
-    return tuple(rows)
+    def count(mask: Tensor) -> list[int]:
+        return images.labels[mask].bincount(minlength=len(images.class_names)).tolist()
+
+    totals, right, stands = count(torch.ones_like(robust)), count(predictions.correct), count(robust)
+    columns = zip(images.class_names, totals, right, stands, stats.against_rest(stands, totals), strict=True)
+    return tuple(
+        records.ClassRow(name=name, n=n, clean=clean, robust=left, p_value=p) for name, n, clean, left, p in columns
+    )
 
 
-def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) -> bytes:
-    """Pack every image's verdict, by hash: what `compare` pairs."""
+def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) -> runs.Arrays:
+    """Give every image's verdict, by hash: what `compare` pairs."""
     hashes = np.frombuffer(bytes.fromhex("".join(images.hashes)), np.uint8).reshape(len(images), -1)
     arrays = {
         "hash": hashes,
@@ -339,7 +349,7 @@ def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) ->
         "correct": predictions.correct.numpy(),
     }
     arrays[f"broken_at/{outcome.norm}"] = outcome.broken_at.numpy()
-    return runs.pack_arrays(arrays)
+    return arrays
 
 
 def _successes(images: ImageSet, outcome: WorstCase) -> bytes:

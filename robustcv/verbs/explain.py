@@ -50,7 +50,7 @@ def explain(
     clock = Clock()
     methods = methods_of(options["method"])
     measures = _measures(options["measures"])
-    _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else (0.0, ())
+    _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else ([], ())
     method_options = parse_options(options["set"], dict(EXPLAINERS))
     loaded = load_classifier(classifier, options["weights"])
     if is_black_box(loaded.classifier):

@@ -1,61 +1,201 @@
-"""Gates: thresholds the user sets, held against intervals, to a verdict and an exit code."""
+"""Gates: bars the user sets, held against intervals, to a verdict and an exit code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from robustcv import records
+from robustcv import records, runs
 from robustcv.errors import DONE, GATE_FAILED, INCONCLUSIVE, UserError, unknown_name
+from robustcv.verbs.pairing import Saved, equal_eps, match, paired, stands, verdicts_of
+from robustcv.verbs.prepare import parse_eps
+
+METRICS = ("clean_accuracy", "robust_accuracy", "corruption_accuracy")
+Kind = Literal["floor", "drop"]
+On = Literal["interval", "point"]
 
 
-def parse_gates(given: Any) -> dict[str, float]:
-    """Read ``["robust_accuracy=0.4"]`` or a mapping.
+@dataclass(frozen=True)
+class Bar:
+    """A bar as it was asked for: the least a metric may be, or the most it may drop from a baseline."""
+
+    text: str
+    kind: Kind
+    metric: str
+    threshold: float
+    eps: float | None = None
+
+
+def parse_gates(
+    given: Any, *, kind: Kind = "floor", norm: str, asked: Sequence[float], tried: Sequence[float], also: Sequence[str]
+) -> list[Bar]:
+    """Read ``["robust_accuracy@linf:8/255=0.4"]`` or a mapping.
+
+    Parameters
+    ----------
+    norm, asked, tried
+        The norm of this run, the eps it was asked about, and all eps it tries.
+    also
+        What it measures beside.
 
     Raises
     ------
     UserError
-        If a metric is unknown, or a threshold is not a share.
+        If a metric is unknown or not measured here, a threshold is no share, or several eps leave open which is meant.
     """
-    known = ("clean_accuracy", "robust_accuracy")
-    pairs = given.items() if isinstance(given, Mapping) else (str(text).split("=", 1) for text in given or ())
-    gates = {}
-    for pair in pairs:
-        name, value = (*pair, "")[:2]
-        if name not in known:
-            raise unknown_name("metric", name, known)
-        try:
-            gates[name] = float(value)
-        except ValueError:
-            gates[name] = float("nan")
-        if not 0 <= gates[name] <= 1:
+    option = "--fail-under" if kind == "floor" else "--max-drop"
+    pairs = given.items() if isinstance(given, Mapping) else (_split(str(text)) for text in given or ())
+    bars = []
+    for text, value in pairs:
+        metric, _, threat = text.partition("@")
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        if metric == "corruption_accuracy" and (kind == "drop" or "corruptions" not in also):
+            why = "corruptions are not measured image by image" if kind == "drop" else "no corruption is measured here"
+            fix = f"use {option} clean_accuracy=..." if kind == "drop" else "add --also corruptions"
+            raise UserError("RCV-E005", f"{option} {text} has nothing to judge", why, fix)
+        if threat and metric != "robust_accuracy":
+            raise UserError("RCV-E005", f"{option} {text}: {metric} has no eps", "only attacks do", f"write {metric}=")
+        eps = _eps_of(option, text, threat, norm, asked, tried) if metric == "robust_accuracy" else None
+        bars.append(Bar(text, kind, metric, _threshold(option, text, value), eps))
+    return bars
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, _, value = text.rpartition("=")
+    return (name, value) if name else (value, "")
+
+
+def _threshold(option: str, text: str, value: Any) -> float:
+    try:
+        threshold = float(value)
+    except (TypeError, ValueError):
+        threshold = float("nan")
+    if not 0 <= threshold <= 1:
+        raise UserError(
+            "RCV-E005",
+            f"{option} {text}={value} is not a share",
+            "a gate is compared with an accuracy between 0 and 1",
+            f"{option} {text}=0.4",
+        )
+    return threshold
+
+
+def _eps_of(
+    option: str, text: str, threat: str, norm: str, asked: Sequence[float], tried: Sequence[float]
+) -> float | None:
+    """Find the eps that a gate on robust accuracy means."""
+    if not threat:
+        if len(set(asked)) > 1:
             raise UserError(
                 "RCV-E005",
-                f"--fail-under {name}={value} is not a share",
-                "a gate is compared with an accuracy between 0 and 1",
-                f"--fail-under {name}=0.4",
+                f"{option} {text} does not say at which eps",
+                f"this run was asked about {len(set(asked))} of them",
+                f"write {option} robust_accuracy@{norm}:8/255=...",
             )
-    return gates
-
-
-def judge_gates(
-    gates: Mapping[str, float], metrics: tuple[records.Metric, ...], headline: float, checks: tuple[records.Check, ...]
-) -> tuple[records.Verdict, int, tuple[records.Gate, ...]]:
-    """Hold each gate against its metric's interval: above passes, below fails, across is inconclusive.
-
-    A raised check makes the verdict inconclusive unless a gate has failed anyway.
-    """
-    raised = any(check.status == "raised" for check in checks)
-    judged_gates = []
-    for name, threshold in gates.items():
-        match: dict[str, Any] = {"eps": headline, "attack": None} if name == "robust_accuracy" else {}
-        metric = records.find_metric(metrics, name, **match)
-        low, high = (metric.low or 0.0, metric.high or 0.0) if metric else (0.0, 1.0)
-        outcome: Literal["passed", "failed", "across"] = (
-            "passed" if low >= threshold else "failed" if high < threshold else "across"
+        return asked[0]
+    other, _, size = threat.partition(":")
+    eps = parse_eps(size)
+    found = next((each for each in tried if equal_eps(each, eps)), None)
+    if other != norm or found is None:
+        raise UserError(
+            "RCV-E005",
+            f"{option} {text}: this run does not attack there",
+            f"it attacks in {norm} at eps {', '.join(f'{each:.4g}' for each in tried)}",
+            f"add --eps {size}" if other == norm else f"run with --norm {other}",
         )
-        judged_gates.append(records.Gate(name=name, threshold=threshold, outcome=outcome))
-    outcomes = {gate.outcome for gate in judged_gates}
+    return found
+
+
+def judge_floors(bars: Sequence[Bar], metrics: tuple[records.Metric, ...], *, on: On) -> list[records.Gate]:
+    """Hold each floor against its metric: an interval above it passes, below it fails, across it is neither."""
+    judged = []
+    for bar in (each for each in bars if each.kind == "floor"):
+        match_on = {} if bar.eps is None else {"eps": bar.eps, "attack": None}
+        metric = records.find_metric(metrics, bar.metric, **match_on)
+        low, high, norm = 0.0, 1.0, None
+        value = None
+        if metric is not None:
+            low, high, norm = metric.low or 0.0, 1.0 if metric.high is None else metric.high, metric.norm
+            value = metric.value if metric.count is None else metric.count / metric.n
+        judged.append(_judged(bar, value, low, high, norm, on))
+    return judged
+
+
+def judge_drops(
+    bars: Sequence[Bar], now: runs.Arrays, baseline: Saved | None, norm: str, *, on: On
+) -> list[records.Gate]:
+    """Hold each drop against the paired difference to a baseline on the same images.
+
+    Raises
+    ------
+    UserError
+        If there is no baseline, or it was made on other images, or not attacked at that eps.
+    """
+    drops = [bar for bar in bars if bar.kind == "drop"]
+    if not drops:
+        return []
+    if baseline is None:
+        raise UserError(
+            "RCV-E005", "--max-drop has nothing to compare with", "a drop is from a baseline", "add --baseline RUN"
+        )
+    before = verdicts_of(baseline)
+    rows_before, rows_now, same = match(before, now)
+    if not same:
+        raise UserError(
+            "RCV-E080",
+            f"{baseline.name} was made on different images ({len(rows_now)} in common)",
+            "a drop could come from the images",
+            "audit the baseline on the same --data, -n and --seed",
+        )
+    judged = []
+    for bar in drops:
+        if bar.eps is None:
+            masks = before["correct"][rows_before], now["correct"][rows_now]
+        else:
+            tried = [each.eps for each in baseline.record.attacks if each.norm == norm]
+            theirs = next((eps for eps in tried if equal_eps(eps, bar.eps)), None)
+            if theirs is None:
+                raise UserError(
+                    "RCV-E085",
+                    f"{baseline.name} was not attacked in {norm} at eps {bar.eps:.4g}",
+                    "there is no robust accuracy to drop from",
+                    "audit the baseline with the same --norm and --eps",
+                )
+            masks = stands(before, norm, theirs)[rows_before], stands(now, norm, bar.eps)[rows_now]
+        pair = paired(bar.metric, *masks)
+        judged.append(_judged(bar, pair.difference, pair.low, pair.high, norm if bar.eps else None, on))
+    return judged
+
+
+def _judged(bar: Bar, value: float | None, low: float, high: float, norm: str | None, on: On) -> records.Gate:
+    """Judge one bar; a drop is a difference that must not lie below minus its threshold."""
+    level = bar.threshold if bar.kind == "floor" else -bar.threshold
+    outcome: Literal["passed", "failed", "across"]
+    if on == "point" and value is not None:
+        outcome = "passed" if value >= level else "failed"
+    else:
+        outcome = "passed" if low >= level else "failed" if high < level else "across"
+    return records.Gate(
+        name=bar.text,
+        threshold=bar.threshold,
+        outcome=outcome,
+        kind=bar.kind,
+        metric=bar.metric,
+        norm=norm,
+        eps=bar.eps,
+        value=value,
+        low=low,
+        high=high,
+        on=on,
+    )
+
+
+def conclude(gates: Sequence[records.Gate], checks: tuple[records.Check, ...]) -> tuple[records.Verdict, int]:
+    """Give verdict and exit code; a raised check makes the verdict inconclusive unless a gate has failed anyway."""
+    raised = any(check.status == "raised" for check in checks)
+    outcomes = {gate.outcome for gate in gates}
     if "failed" in outcomes:
-        return "FAIL", GATE_FAILED, tuple(judged_gates)
+        return "FAIL", GATE_FAILED
     if "across" in outcomes or raised:
-        return "INCONCLUSIVE", INCONCLUSIVE if gates else DONE, tuple(judged_gates)
-    return ("PASS" if gates else "NO GATE"), DONE, tuple(judged_gates)
+        return "INCONCLUSIVE", INCONCLUSIVE if gates else DONE
+    return ("PASS" if gates else "NO GATE"), DONE

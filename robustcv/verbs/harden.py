@@ -17,7 +17,8 @@ from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.audit import audit
-from robustcv.verbs.compare import Saved, compare
+from robustcv.verbs.compare import compare
+from robustcv.verbs.pairing import Saved
 from robustcv.verbs.prepare import Clock, Result, device_of, is_black_box, number_of_classes, require_same_number
 from robustcv.verbs.threats import parse_threats
 from robustcv.verbs.train import run_training

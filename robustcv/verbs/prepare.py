@@ -83,8 +83,8 @@ def parse_eps(value: Any) -> float:
         ) from error
 
 
-def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float, ...]]:
-    """Give the headline eps (the first) and all to try: those given and, with ``sweep``, 1/4 to 4 times the largest.
+def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[list[float], tuple[float, ...]]:
+    """Give the eps asked for (the first is the headline) and all to try: with ``sweep`` 1/4 to 4 times the largest too.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[float, tuple[float
     more = [factor * max(given) for factor in (0.25, 0.5, 1, 2, 4)] if sweep else []
     more = sorted({max(1.0, float(round(value))) for value in more}) if norm == "l0" else more
     every = {round(value, 12): value for value in sorted([*given, *(min(value, limit) for value in more)])}
-    return given[0], tuple(every.values())
+    return given, tuple(every.values())
 
 
 def parse_options(given: Any, names: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -102,15 +102,15 @@ def training_threats(options: Mapping[str, Any]) -> Training:
 def parse_threats(options: Mapping[str, Any]) -> list[Threat]:
     """Read ``against`` (``linf:8/255``, ``gaussian:0.25``, ``corruptions``), or else norm and eps."""
     if not options["against"]:
-        eps, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
-        return [Threat(options["norm"], eps)]
+        given, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
+        return [Threat(options["norm"], given[0])]
     found = []
     for text in options["against"]:
         kind, _, size = str(text).partition(":")
         if kind not in THREATS:
             raise unknown_name("threat", kind, THREATS)
         if kind in NORMS:
-            found.append(Threat(kind, parse_sweep(size or options["eps"], kind, sweep=False)[0]))
+            found.append(Threat(kind, parse_sweep(size or options["eps"], kind, sweep=False)[0][0]))
         elif kind == "gaussian":
             found.append(Threat(kind, _standard_deviation(size)))
         else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from robustcv import stats
 from robustcv.records import Record
 from robustcv.report import numbers
 from robustcv.report.blocks import Bullet, Bullets, Section
@@ -39,8 +40,12 @@ def _weakest_class(record: Record) -> Bullet | None:
     worst = min(judged, key=lambda row: ((row.robust or 0) / row.n, row.name))
     clean, robust = (numbers.share(count / worst.n, worst.n) for count in (worst.clean, worst.robust or 0))
     who = f" ({record.comparison.b.name})" if record.comparison else ""
+    told = ""
+    if worst.p_value is not None and len(judged) > 1:
+        apart = "" if worst.p_value < 0.05 else "not told apart from "
+        told = f"; {apart}{'against ' * (not apart)}the other classes, {numbers.p_value(worst.p_value)} (Fisher, Holm)"
     return Bullet(
-        f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack, n = {worst.n}",
+        f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack, n = {worst.n}{told}",
         "RCV-F02",
         "classes",
     )
@@ -129,6 +134,16 @@ _RULES = (
 )  # fmt: skip
 
 
+def _of_the_split(record: Record) -> str:
+    """Give the interval as a statement about this split alone; the page's own are about all images like these."""
+    robust, data = headline(record), record.data
+    if robust is None or robust.count is None or data is None or robust.n != data.n:
+        return ""
+    low, high = stats.finite_population(robust.count, data.n, data.total)
+    ends = f"{100 * low:.1f}–{100 * high:.1f}{numbers.NBSP}%"
+    return f"; robust accuracy on all {data.total:,} of them: {ends}, where the page's wider intervals are about new images"
+
+
 def limits(record: Record, files: Files) -> Section | None:
     """Say what the figures do not show."""
     if not (record.attacks or record.comparison):
@@ -141,7 +156,7 @@ def limits(record: Record, files: Files) -> Section | None:
         "a guarantee: robust accuracy is an upper bound",
     ]
     if record.data and record.data.n < record.data.total:
-        items.append(f"the other {record.data.total - record.data.n:,} images of the split")
+        items.append(f"the other {record.data.total - record.data.n:,} images of the split{_of_the_split(record)}")
     where = f"under {' and '.join(numbers.NORM_NAMES[norm] for norm in sorted(norms))} only"
     blocks = (Bullets(tuple(Bullet(text) for text in items)),)
     return Section("limits", "What this does not show", where, blocks, place="side")

@@ -100,10 +100,16 @@ def classes(record: Record, files: Files) -> Section | None:
     for prefix, rows in sides:
         lines.append((f"{prefix}clean", tuple(_heat_cell(rows[k].clean, rows[k].n) for k in order)))
         lines.append((f"{prefix}{where}", tuple(_heat_cell(rows[k].robust, rows[k].n) for k in order)))
+    tested = sides[-1][1]
+    if record.comparison is None and all(row.p_value is not None for row in tested):
+        told = (Cell(numbers.p_value(tested[k].p_value or 0.0).removeprefix("p = "), number=True) for k in order)
+        lines.append(("p against the rest", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
     subtitle = (
         f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
     )
+    if record.comparison is None:
+        subtitle += " · p: Fisher's exact test, adjusted for the number of classes (Holm)"
     return Section("classes", "Per class", subtitle, _class_tables(names, lines), "Per class")
 
 

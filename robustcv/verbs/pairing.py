@@ -1,0 +1,101 @@
+"""Two audits image by image: which rows belong together, who stands where, and the paired test."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustcv import records, runs, stats
+from robustcv.errors import UserError
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An audit: its record, its files, and what to call it."""
+
+    name: str
+    record: records.Record
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Saved":
+        """Read the folder of an audit.
+
+        Raises
+        ------
+        UserError
+            If it is not one.
+        """
+        record = runs.load(folder)
+        if record.verb != "audit":
+            raise UserError(
+                "RCV-E082",
+                f"{folder} is the run of `{record.verb}`, not of `audit`",
+                "only audits hold verdicts image by image",
+                f"audit the model first: robustcv audit --model {folder} ...",
+            )
+        return cls(str(folder), record, runs.load_files(folder))
+
+
+def verdicts_of(run: Saved) -> runs.Arrays:
+    """Read every image's verdict.
+
+    Raises
+    ------
+    UserError
+        If the file that holds them is lost.
+    """
+    try:
+        return runs.unpack_arrays(run.files["evidence/verdicts.safetensors"])
+    except KeyError as error:
+        raise UserError(
+            "RCV-E083", f"{run.name} has lost evidence/verdicts.safetensors", "it holds the verdicts", "audit again"
+        ) from error
+
+
+def match(a: runs.Arrays, b: runs.Arrays) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Match the rows of two runs by image hash and label, each row once; says whether all of them match."""
+    places: dict[tuple[bytes, int], list[int]] = {}
+    for row, key in enumerate(_keys(b)):
+        places.setdefault(key, []).append(row)
+    both = [(row, places[key].pop(0)) for row, key in enumerate(_keys(a)) if places.get(key)]
+    rows = np.array(both, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1], len(both) == len(a["label"]) == len(b["label"])
+
+
+def _keys(verdicts: runs.Arrays) -> list[tuple[bytes, int]]:
+    return [(row.tobytes(), int(label)) for row, label in zip(verdicts["hash"], verdicts["label"], strict=True)]
+
+
+def common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float, float]]:
+    """List the threat models that both runs attacked under: norm, and eps as each wrote it (8/255, 0.03137)."""
+    left, right = (sorted({(each.norm, each.eps) for each in record.attacks}) for record in (a, b))
+    return [(norm, eps, other) for norm, eps in left for same, other in right if norm == same and equal_eps(eps, other)]
+
+
+def equal_eps(eps: float, other: float) -> bool:
+    """Tell whether two eps are meant to be the same: 8/255 and 0.03137."""
+    return math.isclose(eps, other, rel_tol=1e-4)
+
+
+def stands(verdicts: runs.Arrays, norm: str, eps: float) -> NDArray[np.bool_]:
+    """Tell which images no attack of this norm broke at or below eps."""
+    standing: NDArray[np.bool_] = verdicts[f"broken_at/{norm}"] > eps * (1 + 1e-9)
+    return standing
+
+
+def paired(
+    name: str, a: NDArray[np.bool_], b: NDArray[np.bool_], *, norm: str | None = None, eps: float | None = None
+) -> records.PairedMetric:
+    """Compare two masks over the same images: b minus a."""
+    counts = {
+        "both": int((a & b).sum()),
+        "only_a": int((a & ~b).sum()),
+        "only_b": int((~a & b).sum()),
+        "neither": int((~a & ~b).sum()),
+    }
+    test = stats.paired(**counts)
+    return records.PairedMetric(name=name, norm=norm, eps=eps, **counts, **test._asdict())
