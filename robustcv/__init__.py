@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from robustcv.api import Run as Run
     from robustcv.api import audit as audit
     from robustcv.api import compare as compare
+    from robustcv.api import doctor as doctor
     from robustcv.api import explain as explain
     from robustcv.api import harden as harden
     from robustcv.api import load_classifier as load_classifier
@@ -27,6 +28,7 @@ __all__ = [
     "UserError",
     "audit",
     "compare",
+    "doctor",
     "explain",
     "harden",
     "load_classifier",

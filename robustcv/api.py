@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from robustcv import runs
 from robustcv.errors import UserError
-from robustcv.records import Record
+from robustcv.records import Check, Record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,6 +81,7 @@ def audit(
     max_drop: Mapping[str, float] | Sequence[str] = (),
     baseline: Path | str | None = None,
     gate_on: Literal["interval", "point"] = "interval",
+    skip_preflight: bool = False,
     seed: int = 0,
     batch_size: int = 128,
     device: str = "auto",
@@ -149,6 +150,8 @@ def audit(
         The run folder of an earlier audit.
     gate_on
         Hold gates against the interval, or against the point estimate alone.
+    skip_preflight
+        Leave out the checks before the attacks; the page says so for good.
     seed
         Seed of every random choice.
     batch_size
@@ -637,6 +640,66 @@ def compare(
     pair = None if names is None else (str(names[0]), str(names[1]))
     result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
     return _finish(result, out)
+
+
+def doctor(
+    classifier: Any = None,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    weights: str | None = None,
+    data_dir: str | None = None,
+    split: str = "test",
+    resize: int | None = None,
+    n: int = 512,
+    norm: str = "linf",
+    eps: Eps = "8/255",
+    seed: int = 0,
+    batch_size: int = 128,
+    device: str = "auto",
+    quiet: bool = False,
+) -> tuple[Check, ...]:
+    """Check this machine and, where a model and data are given, whether the model is fed and read as it should be.
+
+    The checks are those that come before every audit. Nothing is written.
+
+    Parameters
+    ----------
+    classifier
+        What `audit` takes.
+    images
+        What `audit` takes.
+    labels
+        True classes, for a tensor of images.
+    weights
+        File with the weights, as for `audit`.
+    data_dir
+        Where copies of published data sets lie.
+    split
+        Which part of the data.
+    resize
+        Make images this many pixels square.
+    n
+        Number of images, at most.
+    norm
+        linf, l2, l1 or l0.
+    eps
+        Radius of the ball in units of [0, 1].
+    seed
+        Seed of the choice of images.
+    batch_size
+        Images a batch.
+    device
+        auto, cpu, cuda or cuda:N.
+    quiet
+        Say nothing on stderr.
+    """
+    options = _options(locals())
+    _require_counts(options)
+    from robustcv.runtime import progress_for
+    from robustcv.verbs.doctor import doctor as verb
+
+    return verb(classifier, images, labels, options=options, progress=progress_for(quiet=quiet))
 
 
 def load_classifier(spec: str, weights: str | None = None) -> "nn.Module":

@@ -61,7 +61,7 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
     return Annotated[annotation, Parameter(name=(long, *short), negative="")]
 
 
-def _command(verb: Callable[..., api.Run], call: Callable[[Callable[..., api.Run], dict[str, Any]], int]) -> Any:
+def _command(verb: Callable[..., Any], call: Callable[[Callable[..., Any], dict[str, Any]], int]) -> Any:
     """Make a command from a verb: same options and docstring; what Python passes by position has a name here."""
     hints = typing.get_type_hints(verb)
     parameters = []
@@ -226,6 +226,25 @@ def demo(
     return errors.DONE
 
 
+def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
+    """Run the checks and print each with its figure; 4 where one is raised."""
+    import json
+
+    given.pop("config", None)
+    as_json = given.pop("as_json", False)
+    given["eps"] = list(given["eps"])
+    checks = verb(**given)
+    if as_json:
+        print(json.dumps([check.model_dump(exclude_none=True) for check in checks], indent=1))
+    else:
+        signs = {"pass": "ok", "raised": "RAISED", "not run": "-"}
+        for check in checks:
+            print(f"{signs[check.status]:<7} {errors.printable(f'{check.check}: {check.figure}')}")
+            if check.fix:
+                print(f"{'':<7}   fix: {errors.printable(check.fix)}")
+    return errors.INCONCLUSIVE if any(check.status == "raised" for check in checks) else errors.DONE
+
+
 def list_names(kind: str | None = None, /) -> int:
     """Show what there is: attacks, corruptions, explainers, measures, datasets, architectures, objectives.
 
@@ -275,6 +294,7 @@ def build(config: Path | None, arguments: Sequence[str]) -> cyclopts.App:
     )
     for verb in (api.train, api.audit, api.harden, api.tune, api.explain, api.compare):
         app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
+    app.command(_command(api.doctor, _examine), name="doctor")
     app.command(report)
     app.command(list_names, name="list")
     app.command(demo)

@@ -22,7 +22,21 @@ class UserError(Exception):
         self.code, self.what, self.why, self.fix = code, what, why, fix
 
     def __str__(self) -> str:
-        return f"error {self.code}: {self.what}\n  {self.why}\n  fix: {self.fix}"
+        lines = f"error {self.code}: {self.what}", f"  {self.why}", f"  fix: {self.fix}"
+        return "\n".join(printable(line) for line in lines)
+
+
+LONGEST = 400
+
+
+def printable(text: str) -> str:
+    """Make text from files, models and classes safe for one line of a terminal.
+
+    Control characters, which could move the cursor or set colours, and marks that turn the reading direction are
+    written as escapes; what is too long is cut in the middle.
+    """
+    safe = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return safe if len(safe) <= LONGEST else f"{safe[: LONGEST // 2]} ... {safe[-LONGEST // 2 :]}"
 
 
 def missing_extra(package: str, why: str, extra: str) -> UserError:

@@ -73,12 +73,13 @@ def from_files(
     Raises
     ------
     UserError
-        For splits that differ in classes or share a file, an image that cannot be decoded, or mixed sizes.
+        For splits that differ in classes, a training split that shares a file with another, an image that cannot be
+        decoded, or mixed sizes.
     """
     files = _with_splits(files, seed)
     classes = _check_layout(files, name, class_names)
-    _check_overlap(files)
     chosen, found = _choose_split(files, split, name)
+    twins = _twins(files, found)
     bad = 0
     if skip_bad:
         present = {file.class_name for file in chosen}
@@ -99,14 +100,18 @@ def from_files(
     dataset = _Decoded(chosen, labels.tolist(), resize, shape)
     if first.numel() * len(chosen) > memory_limit:
         workers = min(8, len(os.sched_getaffinity(0)))
-        return ImageStream(dataset, labels, tuple(classes), shape, name=name, split=found, workers=workers, skipped=bad)
+        return ImageStream(
+            dataset, labels, tuple(classes), shape, name=name, split=found, workers=workers, skipped=bad, twins=twins
+        )
     key = key or _content_key(chosen, split, resize, list(classes))
     hit = cache.read(key)
     if hit is None:
         pixels = _decode_all(dataset, shape, progress)
-        meta = {"labels": labels.tolist(), "class_names": list(classes), "split": found, "skipped": bad}
+        meta = {"labels": labels.tolist(), "class_names": list(classes), "split": found, "skipped": bad, "twins": twins}
         hit = cache.write(key, pixels, meta)
-    return replace(from_cache(hit, name), skipped=bad)  # the same good files may have been stored without a bad one
+    return replace(
+        from_cache(hit, name), skipped=bad, twins=twins
+    )  # the same good files may have been stored without a bad one
 
 
 def from_cache(hit: cache.Entry, name: str) -> ImageSet:
@@ -114,7 +119,8 @@ def from_cache(hit: cache.Entry, name: str) -> ImageSet:
     meta = hit.meta
     names = tuple(meta["class_names"])
     labels = torch.tensor(meta["labels"])
-    return ImageSet(torch.from_numpy(hit.pixels), labels, names, name, meta["split"], skipped=meta.get("skipped", 0))
+    left = {"skipped": meta.get("skipped", 0), "twins": meta.get("twins")}
+    return ImageSet(torch.from_numpy(hit.pixels), labels, names, name, meta["split"], **left)
 
 
 def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] | None) -> dict[str, int]:
@@ -141,19 +147,34 @@ def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] 
     return {each: number for number, each in enumerate(class_names or sorted(classes))}
 
 
-def _check_overlap(files: list[ImageFile]) -> None:
-    """Refuse a file that stands in two splits, linked or copied; only files of equal size need to be read."""
+def _twins(files: list[ImageFile], split: str) -> int | None:
+    """Count the files of a split that stand in another one too, linked or copied; None where that is not known.
+
+    Only files of equal size need to be read.
+
+    Raises
+    ------
+    UserError
+        For the training split: what is learnt from it could not be judged.
+    """
     splits_of_size: dict[int, set[str | None]] = {}
     if any(file.size < 0 for file in files):  # sizes unknown: reading all of a hub's set would take too long
-        return
+        return None
     for file in files:
         splits_of_size.setdefault(file.size, set()).add(file.split)
-    seen: dict[bytes, ImageFile] = {}
+    seen: dict[bytes, list[ImageFile]] = {}
     for file in files:
         if len(splits_of_size[file.size]) > 1 and file.size:  # an empty file is no image; decoding will tell
-            other = seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), file)
-            if other.split != file.split:
-                raise _shared(file, other)
+            seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), []).append(file)
+    twins = 0
+    for same in seen.values():
+        own = [file for file in same if file.split == split]
+        other = next((file for file in same if file.split != split), None)
+        if own and other is not None:
+            if split == "train":
+                raise _shared(own[0], other)
+            twins += len(own)
+    return twins
 
 
 def _shared(file: ImageFile, other: ImageFile) -> UserError:

@@ -37,6 +37,8 @@ class Images(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def skipped(self) -> int: ...
+    @property
+    def twins(self) -> int | None: ...
     def __len__(self) -> int: ...
     def take(self, rows: Tensor) -> "Images": ...
     def in_memory(self) -> "ImageSet": ...
@@ -66,6 +68,8 @@ class ImageSet:
         Position of each image in the whole split.
     skipped
         Number of files that could not be decoded and were left out, as asked.
+    twins
+        Number of files of this split that stand in another split too; None where that is not known.
     """
 
     images: Tensor = field(repr=False)
@@ -78,6 +82,7 @@ class ImageSet:
     indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     total: int = 0
     skipped: int = 0
+    twins: int | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -179,10 +184,11 @@ class ImageStream:
         indices: Tensor | None = None,
         workers: int = 2,
         skipped: int = 0,
+        twins: int | None = None,
     ) -> None:
         self.dataset, self.class_names, self.shape = dataset, class_names, shape
         self.name, self.split, self.flippable, self.workers = name, split, flippable, workers
-        self.all_labels, self.skipped = labels, skipped
+        self.all_labels, self.skipped, self.twins = labels, skipped, twins
         self.indices = torch.arange(len(labels)) if indices is None else indices
 
     @property
@@ -206,6 +212,7 @@ class ImageStream:
             indices=self.indices[rows],
             workers=self.workers,
             skipped=self.skipped,
+            twins=self.twins,
         )
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
@@ -232,6 +239,7 @@ class ImageStream:
             indices=self.indices,
             total=len(self.all_labels),
             skipped=self.skipped,
+            twins=self.twins,
         )
 
 

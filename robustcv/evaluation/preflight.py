@@ -1,5 +1,8 @@
 """Checks before an audit: what would make every number meaningless stops it, what would make one doubtful is raised."""
 
+import functools
+import math
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -7,9 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robustcv.attacks import norms_of
+from robustcv.attacks.pgd import pgd
+from robustcv.attacks.square import square
+from robustcv.classifier import Counted
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import Predictions
+from robustcv.evaluation.wiring import better_order, feeding, reading
 from robustcv.records import Check
 
 ROWS = 16
@@ -24,10 +32,16 @@ def require_some_right(predictions: Predictions) -> None:
         If no image is right.
     """
     if not predictions.correct.any():
+        found = better_order(predictions)
+        why = "there is nothing for an attack to break; labels or preprocessing are probably wrong"
+        if found is not None:
+            why = (
+                f"{found[1]} of {found[3]} would be right {found[0]}; as it is there is nothing for an attack to break"
+            )
         raise UserError(
             "RCV-E071",
             f"the model classifies none of the {len(predictions.labels)} images correctly",
-            "there is nothing for an attack to break; labels or preprocessing are probably wrong",
+            why,
             "check the class order, and that the normalisation is inside the model",
         )
 
@@ -40,9 +54,12 @@ def preflight(
     was_training: bool,
     trained_on: tuple[str, ...] | None,
     device: torch.device,
+    norm: str = "linf",
+    eps: float | None = None,
+    overlap: int | None = None,
     black_box: bool = False,
 ) -> tuple[Check, ...]:
-    """Check a frozen classifier on a few images; each check gives its figure and what to do when raised.
+    """Check a frozen classifier on a few images; each check gives its figure, its cost, and what to do when raised.
 
     Parameters
     ----------
@@ -50,23 +67,96 @@ def preflight(
         Whether the classifier came in training mode (it is judged in eval mode either way).
     trained_on
         The classes the classifier was trained on, in order, where that is known.
+    norm, eps
+        The threat model, for checks of its size and of a trial attack; None runs neither.
+    overlap
+        Images that are training images too, where that is known.
     black_box
         The classifier gives no gradients, and is known to.
     """
-    batch, labels = next(images.take(torch.arange(min(ROWS, len(images)))).batches(ROWS))
-    with torch.no_grad():
-        first, second = classifier(batch.to(device)), classifier(batch.to(device))
-    return (
-        _mode(was_training),
-        _logits(predictions.logits),
-        _finite(predictions.logits),
-        _beats_majority(predictions),
-        _class_names(trained_on, images.class_names),
-        _deterministic(first, second),
-        _alone(classifier, batch.to(device), first, second),
-        _dynamic(classifier, batch.to(device)),
-        _black_box() if black_box else _gradients(classifier, batch.to(device), labels.to(device)),
-    )
+    batch, labels = next(images.take(_spread(len(images), ROWS)).batches(ROWS))
+    batch, labels = batch.to(device), labels.to(device)
+    ask = Counted(classifier).eval()
+
+    def spent(check: Callable[[], Check]) -> Check:
+        forward, backward = ask.forwards, ask.backwards
+        made = check()
+        passes = {"forward": ask.forwards - forward, "backward": ask.backwards - backward}
+        return made.model_copy(update=passes)
+
+    def deterministic() -> Check:
+        with torch.no_grad():
+            answers.extend((ask(batch), ask(batch)))
+        return _deterministic(*answers)
+
+    answers: list[Tensor] = []
+    checks: list[Callable[[], Check]] = [
+        lambda: _mode(was_training),
+        lambda: _logits(predictions.logits),
+        lambda: _finite(predictions.logits),
+        lambda: _pixels(batch),
+        lambda: feeding(classifier, ask, images, device),
+        lambda: _beats_majority(predictions),
+        lambda: _class_names(trained_on, images.class_names),
+        lambda: reading(predictions),
+        lambda: _overlap(overlap, len(images)),
+        deterministic,
+        lambda: _alone(ask, batch, *answers),
+        lambda: _dynamic(ask, batch),
+        lambda: _black_box() if black_box else _gradients(ask, batch, labels),
+    ]
+    if eps is not None:
+        checks.append(lambda: _plausible(eps, norm, images.shape))
+        checks.append(lambda: _trial(ask, batch, labels, eps, norm, black_box))
+    return tuple(spent(check) for check in checks)
+
+
+def _spread(n: int, wanted: int) -> Tensor:
+    """Choose rows evenly over a set, which may be sorted by class."""
+    return torch.linspace(0, n - 1, min(n, wanted)).long()
+
+
+def _pixels(batch: Tensor) -> Check:
+    low, high = float(batch.min()), float(batch.max())
+    fix = "scale the images to [0, 1] once; these were probably divided by 255 twice"
+    return _check("pixel range", high - low > 0.05, f"pixels from {low:.3g} to {high:.3g}", fix)
+
+
+def _overlap(overlap: int | None, n: int) -> Check:
+    name = "apart from training images"
+    if overlap is None:
+        return Check(check=name, status="not run", figure="the training images are not at hand")
+    figure = f"{overlap} of {n} images are training images too, pixel by pixel" if overlap else "none in common"
+    return _check(name, overlap == 0, figure, "remove them from the test split: every figure here is too good")
+
+
+def _plausible(eps: float, norm: str, shape: tuple[int, int, int]) -> Check:
+    """Tell an eps at which every image may become grey, or that no 8-bit image can show."""
+    size = math.prod(shape)
+    grey = {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size, "l0": float(size)}[norm]
+    if eps >= grey:
+        figure = f"at eps {eps:.4g} in {norm} every image may become plain grey"
+        return _check("plausible eps", False, figure, "choose a smaller eps, such as 8/255 in linf")
+    small = eps < 1e-6
+    figure = f"eps {eps:.4g}; all grey from {grey:.4g} on"
+    return _check("plausible eps", not small, figure, "choose a larger eps: such changes drown in float32's rounding")
+
+
+def _trial(ask: nn.Module, batch: Tensor, labels: Tensor, eps: float, norm: str, black_box: bool) -> Check:
+    """Attack a few images and measure the change in float64, by another formula than the attack's own."""
+    name = "trial attack within eps"
+    attack: Callable[..., Tensor] = functools.partial(pgd, steps=3)
+    if black_box:
+        attack = functools.partial(square, queries=10)
+    if black_box and norm not in norms_of(square):
+        return Check(check=name, status="not run", figure=f"no attack without gradients knows {norm}")
+    seeds = torch.arange(len(batch), device=batch.device)
+    attacked = attack(ask, batch, labels, eps=eps, norm=norm, seeds=seeds).detach()
+    change = (attacked.double() - batch.double()).flatten(1)
+    order = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}[norm]
+    largest = float(torch.linalg.vector_norm(change, order, dim=1).max())
+    fine = largest <= eps * (1 + 1e-6) + 1e-6 and bool(((attacked >= 0) & (attacked <= 1)).all())
+    return _check(name, fine, f"largest change {largest:.6g} at eps {eps:.6g}", "please report this: it is our mistake")
 
 
 def _black_box() -> Check:

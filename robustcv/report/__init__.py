@@ -19,6 +19,10 @@ _FORCED = (
     "The two runs were made on different images. The paired differences are of the images in common; the curve, the "
     "classes and the intervals of the tiles are of each run's own images."
 )
+_UNCHECKED = (
+    "The checks before the attacks were left out (--skip-preflight): a mistake in feeding the model, or in its labels, "
+    "would not have been noticed."
+)
 
 __all__ = ["SECTIONS", "notebook", "render", "write"]
 
@@ -42,7 +46,7 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
         checks=summary.checks(record),
         sections=tuple(section for section in sections if section.place == "full"),
         top=tuple(section for section in sections if section.place != "full"),
-        banner=_FORCED if forced else "",
+        banner=_FORCED if forced else _UNCHECKED if record.options.get("skip_preflight") else "",
     )
     script = (_HERE / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

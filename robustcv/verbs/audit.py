@@ -48,6 +48,7 @@ from robustcv.verbs.prepare import (
     parse_sweep,
     refuse_unused,
     take_images,
+    training_images_among,
     version,
 )
 
@@ -103,15 +104,21 @@ def audit(
     with judged(loaded.classifier) as plain:
         classifier = plain if options["eot"] == 1 else Eot(plain, options["eot"]).eval()
         predictions = _predict(classifier, chosen, device, options["batch_size"], progress)
-        checks = preflight(
-            classifier,
-            chosen,
-            predictions,
-            was_training=was_training,
-            trained_on=loaded.class_names,
-            device=device,
-            black_box=black_box,
-        )
+        checks: tuple[records.Check, ...] = ()
+        if not options["skip_preflight"]:
+            with progress.stage("preflight", 1):
+                checks = preflight(
+                    classifier,
+                    chosen,
+                    predictions,
+                    was_training=was_training,
+                    trained_on=loaded.class_names,
+                    device=device,
+                    norm=options["norm"],
+                    eps=headline,
+                    overlap=training_images_among(images, chosen, options["data_dir"], options["resize"]),
+                    black_box=black_box,
+                )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
         with progress.stage("attacks", work) as advance:
@@ -144,6 +151,7 @@ def audit(
     verdict, exit_code = conclude(gates, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
     files["cases.jsonl"] = _successes(chosen, outcome)
+    answered = len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]
     record = records.Record(
         verb="audit",
         version=version(),
@@ -154,7 +162,7 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=passes(outcome, (*flags, *beyond.others), len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]),
+        passes=passes(outcome, (*checks, *flags, *beyond.others), answered),
         preflight=checks,
         flags=flags,
         corruptions=beyond.corruptions,

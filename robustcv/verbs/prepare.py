@@ -291,6 +291,19 @@ def take_images(
     return chosen, describe_data(chosen, total, selection)
 
 
+AT_HAND = ("digits", "shapes", "cifar10", "cifar100", "mnist", "fashion-mnist")  # sets that come with both splits
+
+
+def training_images_among(spec: Any, chosen: ImageSet, data_dir: str | None, resize: int | None) -> int | None:
+    """Count the images that are training images too, pixel by pixel; None where that cannot be known."""
+    if not isinstance(spec, str) or chosen.split == "train":
+        return None
+    if spec.partition(":")[0] not in AT_HAND:
+        return chosen.twins
+    known = set(load_images(spec, split="train", data_dir=data_dir, resize=resize).in_memory().hashes)
+    return sum(each in known for each in chosen.hashes)
+
+
 def identity(images: Images) -> str:
     """Hash a set: its pixels where they are in memory, else what is known without decoding."""
     if isinstance(images, ImageSet):

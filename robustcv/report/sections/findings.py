@@ -141,7 +141,7 @@ def _of_the_split(record: Record) -> str:
         return ""
     low, high = stats.finite_population(robust.count, data.n, data.total)
     ends = f"{100 * low:.1f}–{100 * high:.1f}{numbers.NBSP}%"
-    return f"; robust accuracy on all {data.total:,} of them: {ends}, where the page's wider intervals are about new images"
+    return f"; robust accuracy on all {data.total:,} of them: {ends} (the page's own intervals are about new images)"
 
 
 def limits(record: Record, files: Files) -> Section | None:
