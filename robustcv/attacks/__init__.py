@@ -15,6 +15,7 @@ from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.fmn import fmn
 from robustcv.attacks.foolbox_bridge import FOOLBOX, foolbox_attack
 from robustcv.attacks.mi_fgsm import mi_fgsm
+from robustcv.attacks.noise import noise
 from robustcv.attacks.pgd import pgd
 from robustcv.attacks.square import square
 
@@ -25,6 +26,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "apgd": apgd,
     "apgd-t": apgd_t,
     "square": square,
+    "noise": noise,
     "deepfool": deepfool,
     "ddn": ddn,
     "fmn": fmn,

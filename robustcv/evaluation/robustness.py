@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from robustcv import processes
 from robustcv.evaluation.job import Job, Planned
-from robustcv.evaluation.probes import probe
+from robustcv.evaluation.reliability import probe
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import Check, OtherThreat, Passes
 
@@ -40,7 +40,7 @@ def measure(
     outcome = worst_case(job, plan, eps=eps, sweep=sweep)
     if black_box:
         return outcome, ()
-    probed = processes.agreed(probe(job, outcome))  # a model with random answers must not divide the processes
+    probed = processes.agreed(probe(job, outcome, plan))  # a model with random answers must not divide the processes
     outcome = probed.outcome
     if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):
         more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")

@@ -22,7 +22,7 @@ from test_worst_case import CPU, job_for
 from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
-from robustcv.evaluation import probes
+from robustcv.evaluation import reliability
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
@@ -103,6 +103,75 @@ def test_shattered_gradients_are_flagged(linear) -> None:
     assert "gradient agreement" in raised
 
 
+def test_shattered_gradients_jump(linear) -> None:
+    model = Shattered(linear)
+    assert "unstable predictions" in audited(model, labelled(model))[1]
+
+
+def test_saturated_losses_are_told_by_the_scale_of_the_logits(linear) -> None:
+    """PGD on cross-entropy finds nothing on huge logits; divided by their gap it finds what there is."""
+    images, model = labelled(linear), Scaled(linear, 1000.0)
+    with frozen(model):
+        plan = [Planned("pgd", ATTACKS["pgd"], {"steps": 10, "loss": "cross_entropy"})]
+        outcome, flags = measure(job_for(model, images), plan, eps=EPS)
+    raised = {flag.check for flag in flags if flag.status == "raised"}
+    assert float(outcome.robust(EPS).double().mean()) > exact_share(linear, images) + 0.2
+    assert {"zero gradient", "scale of the logits"} <= raised
+
+
+def test_attacks_that_stop_too_early_are_told(linear) -> None:
+    images = labelled(linear)
+    with frozen(linear):
+        weak = Planned("pgd", ATTACKS["pgd"], {"steps": 2, "step_size": EPS / 50, "random_start": False})
+        outcome, flags = measure(job_for(linear, images), [weak], eps=EPS)
+    assert "unfinished optimisation" in {flag.check for flag in flags if flag.status == "raised"}
+    assert float(outcome.robust(EPS).double().mean()) >= exact_share(linear, images)
+
+
+class Speckled(torch.nn.Module):
+    """Wrong almost everywhere but on the images themselves and along their gradients."""
+
+    def __init__(self, inner: torch.nn.Module, images: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.known = inner, images
+
+    def forward(self, images):
+        logits = self.inner(images)
+        change = (images[:, None] - self.known[None]).flatten(2)
+        smooth = change.flatten(2).abs().amax(2).amin(1) < 1e-9
+        return torch.where(smooth[:, None], logits, logits.flip(1))
+
+
+def test_noise_that_wins_is_flagged() -> None:
+    linear = make_linear(10, SHAPE, seed=3, dtype=torch.float32)
+    images = labelled(linear, 30)
+    model = Speckled(linear, images.images)
+    with frozen(model):
+        job = job_for(model, images)
+        none = [Planned("fgsm", ATTACKS["fgsm"], {})]
+        outcome = replace(worst_case(job, none, eps=EPS), broken_at=torch.full((30,), torch.inf).double(),
+                          broken_by=torch.full((30,), -1))  # fmt: skip
+        flag, found = reliability._wins(job, outcome, torch.ones(30).bool(), "noise wins", "noise", {"queries": 4})
+    assert flag.status == "raised" and found.results[0].broken > 20
+
+
+def test_every_flag_tells_its_figure_threshold_and_source(linear) -> None:
+    with frozen(linear):
+        _, flags = measure(job_for(linear, labelled(linear)), plan_for("standard", "linf"), eps=EPS)
+    assert len({flag.check for flag in flags}) == len(flags) == 9
+    assert all(flag.figure and flag.threshold and flag.source for flag in flags if flag.status != "not run")
+    assert sum(flag.status == "not run" for flag in flags) == 0
+
+
+@pytest.mark.parametrize("number", [*range(5), *(pytest.param(k, marks=pytest.mark.every_case) for k in range(5, 25))])
+def test_honest_models_raise_nothing(number: int) -> None:
+    """Linear, convolutional, residual and adversarially trained; seeds from 500 on, thresholds chosen below."""
+    from honest_models import honest, patches
+
+    for eps in (2 / 255, 8 / 255, 24 / 255):
+        assert audited(honest(number, 500), patches(100, 700 + number), eps=eps)[1] == set()
+
+
 def test_randomness_is_flagged(linear) -> None:
     assert "deterministic" in audited(Noisy(linear), labelled(linear))[1]
 
@@ -161,7 +230,7 @@ def test_one_step_that_wins_is_flagged() -> None:
         sample = outcome.broken_by == 0
         weak = Planned("pgd", ATTACKS["pgd"], {"steps": 10, "loss": "margin", "step_size": 0.001})
         assert int(worst_case(job, [weak], eps=0.05).robust(0.05).sum()) == 30
-        flag = probes._one_step(job, replace(outcome, headline=0.04), sample)
+        flag = reliability._one_step(job, replace(outcome, headline=0.04), sample)
     assert flag.status == "raised" and "misses 30 of 30" in flag.figure
 
 

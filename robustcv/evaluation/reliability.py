@@ -1,0 +1,250 @@
+"""Cheap checks for masked gradients, on a few images: a defence that hides its gradient looks robust and is not."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from robustcv import draws
+from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
+from robustcv.attacks.losses import margin
+from robustcv.evaluation import slopes
+from robustcv.evaluation.job import Job, Planned
+from robustcv.evaluation.slopes import FIX
+from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
+from robustcv.records import Check
+
+SHARE = 0.008  # of the plan's pass-units (a forward 1, a backward 2) that probes may spend where images are many
+LEAST, MOST = 3, 64  # images a probe looks at
+QUERIES = 80  # of Square
+DRAWS = 10  # of noise
+STEPS = 10  # of PGD, and of the attacks that are run with a changed scale or twice the steps
+UNFINISHED = 0.25  # largest part of the way that twice the steps may add
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probes found: flags, and the worst case with what they broke by the way."""
+
+    flags: tuple[Check, ...]
+    outcome: WorstCase
+
+
+def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
+    """Look for masked gradients after a plan has run at its headline eps.
+
+    Gradients that vanish, or disagree between points a file cannot tell apart; a margin that jumps between them;
+    images that a black-box attack, or plain noise, breaks and the plan did not; images that one step breaks and ten do
+    not; verdicts that change with the scale of the logits; attacks that had not finished; images that stand even where
+    every pixel may become grey. Thresholds come from the models in the tests and from the validation split of the
+    benchmarks' models, never from images a figure is computed on.
+    """
+    units = SHARE * sum(result.forward + 2 * result.backward for result in outcome.results)
+    right = job.predictions.correct
+    sample = _some(job, right, units * 0.3 / slopes.UNITS, "gradients").nonzero().squeeze(1)
+    flags: list[Check] = []
+    if len(sample):
+        flags += slopes.slope_flags(job, sample, outcome.headline)
+    else:
+        names = ("zero gradient", "gradient agreement", "unstable predictions")
+        flags += [_not_run(name, "no image is right") for name in names]
+    stands = outcome.robust(outcome.headline)
+    if job.norm in norms_of(ATTACKS["square"]):
+        some = _some(job, stands, units * 0.3 / (QUERIES + 3), "square", least=1)
+        flag, found = _wins(job, outcome, some, "black box wins", "square", {"queries": QUERIES})
+        flags.append(flag)
+        outcome = merge(outcome, found) if found is not None else outcome
+    else:
+        flags.append(_not_run("black box wins", f"no black-box attack here for {job.norm}"))
+    some = _some(job, outcome.robust(outcome.headline), units * 0.1 / (DRAWS + 3), "noise")
+    flag, found = _wins(job, outcome, some, "noise wins", "noise", {"queries": DRAWS})
+    flags.append(flag)
+    outcome = merge(outcome, found) if found is not None else outcome
+    by_one = (outcome.broken_by == 0) & ~stands
+    if outcome.names[0] == "fgsm":
+        flags.append(_one_step(job, outcome, _some(job, by_one, units * 0.1 / 12, "one step")))
+    else:
+        flags.append(_not_run("one step wins", "the plan does not begin with one step"))
+    flags.append(_rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale")))
+    flag, found = _unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished"))
+    flags.append(flag)
+    outcome = merge(outcome, found) if found is not None else outcome
+    flags.append(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
+    return Probed(tuple(flags), outcome)
+
+
+def _some(
+    job: Job, among: Bool[Tensor, " n"], wanted: float, purpose: str, *, least: int = LEAST
+) -> Bool[Tensor, " n"]:
+    """Draw some of the images by (seed, pixels) alone."""
+    rows = among.nonzero().squeeze(1).tolist()
+    count = min(max(least, int(wanted)), MOST, len(rows))
+    rows.sort(key=lambda row: draws.image_seed(job.seed, job.images.hashes[row], purpose))
+    mask = torch.zeros(len(among), dtype=torch.bool)
+    mask[rows[:count]] = True
+    return mask
+
+
+def _not_run(name: str, why: str) -> Check:
+    return Check(check=name, status="not run", figure=why)
+
+
+def _flag(
+    name: str, bad: bool, figure: str, threshold: str, source: str, forward: int, backward: int, *, fix: str = FIX
+) -> Check:
+    return Check(
+        check=name,
+        status="raised" if bad else "pass",
+        figure=figure,
+        fix=fix if bad else None,
+        threshold=threshold,
+        source=source,
+        forward=forward,
+        backward=backward,
+    )
+
+
+def _wins(
+    job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"], name: str, attack: str, options: dict[str, Any]
+) -> tuple[Check, WorstCase | None]:
+    """Run an attack that needs no gradients on a few of the images that stand: it should break none."""
+    n = int(sample.sum())
+    if n == 0:
+        return _not_run(name, "no image stands"), None
+    planned = Planned(attack, ATTACKS[attack], options)
+    found = worst_case(job, [planned], eps=outcome.headline, among=sample, reason="probe", tag=f"-{attack}")
+    broken = found.results[0].broken
+    told = f"{attack.capitalize()} with {options['queries']} queries"
+    figure = f"{told} breaks {broken} of {n} images that the plan left standing"
+    return _flag(name, broken > 0, figure, "0", "Croce and Hein 2020, checks; Carlini et al. 2019", 0, 0), found
+
+
+def _attack_some(
+    job: Job, eps: float, sample: Bool[Tensor, " n"], tag: str, planned: Planned | None = None
+) -> WorstCase:
+    """Run ten plain PGD steps on the margin, or another attack; what they break is not counted."""
+    options = {"steps": STEPS, "loss": "margin"}
+    planned = planned or Planned("pgd", ATTACKS["pgd"], options)
+    return worst_case(job, [planned], eps=eps, among=sample, reason="probe", tag=tag)
+
+
+def _one_step(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> Check:
+    """Attack with many steps what one step broke; honest gradients lead there again."""
+    name, n = "one step wins", int(sample.sum())
+    if n == 0:
+        return _not_run(name, "one step broke no image")
+    result = _attack_some(job, outcome.headline, sample, "-one-step").results[0]
+    missed = n - result.broken
+    figure = f"PGD-10 misses {missed} of {n} images that one step broke"
+    bad = missed > max(1, n / 4)
+    return _flag(name, bad, figure, "a quarter", "Athalye et al. 2018", result.forward, result.backward)
+
+
+class _Rescaled(nn.Module):
+    """The same classifier with smaller logits: every answer stays as it was."""
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+        self.samples = int(getattr(inner, "samples", 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.factor * self.inner(images)
+        return logits
+
+
+def _rescaled(job: Job, outcome: WorstCase, plan: Sequence[Planned], sample: Bool[Tensor, " n"]) -> Check:
+    """Run the plan's first gradient attack on the logits as they are, and brought to a mean gap of 1."""
+    name, n = "scale of the logits", int(sample.sum())
+    gradient = [each for each in plan if "loss" in inspect.signature(each.attack).parameters]
+    if n == 0 or not gradient:
+        return _not_run(name, "no image is right" if n == 0 else "no attack of the plan takes gradients of a loss")
+    top = job.predictions.logits[sample].topk(2, dim=1).values
+    gap = float((top[:, 0] - top[:, 1]).mean())
+    planned = replace(gradient[0], reach=0.0)
+    known = inspect.signature(planned.attack).parameters
+    if "steps" in known:
+        steps = planned.options.get("steps", known["steps"].default)
+        planned = replace(planned, options={**planned.options, "steps": min(STEPS, int(steps))})
+    if is_minimum_norm(planned.attack):
+        return _not_run(name, "the plan begins with a minimum-norm attack")
+    fast = job.fast or job.classifier
+    small = replace(job, fast=_Rescaled(fast, 1 / max(gap, 1e-12)).eval())
+    plain = _attack_some(job, outcome.headline, sample, "-scale", planned).results[0]
+    scaled = _attack_some(small, outcome.headline, sample, "-scaled", planned).results[0]
+    off = abs(plain.broken - scaled.broken)
+    told = f"{planned.name} breaks {plain.broken} of {n} images"
+    figure = f"{told}, and {scaled.broken} with the logits divided by {gap:.3g}"
+    return _flag(
+        name,
+        off > max(1, n / 10),
+        figure,
+        "a tenth",
+        "Carlini and Wagner 2017; AutoAttack #108",
+        plain.forward + scaled.forward,
+        plain.backward + scaled.backward,
+        fix="the plan's loss saturates: use a scale-free one, such as --set apgd.loss=dlr, or --effort standard",
+    )
+
+
+def _unfinished(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> tuple[Check, WorstCase | None]:
+    """Attack images that stand with twice the steps, and see how much nearer that comes."""
+    name, n = "unfinished optimisation", int(sample.sum())
+    if n == 0:
+        return _not_run(name, "no image stands"), None
+    ways, spent, found = [], [0, 0], None
+    for steps in (STEPS, 2 * STEPS):
+        planned = Planned("apgd", ATTACKS["apgd"], {"steps": steps, "loss": "margin"})
+        remember = replace(job, remember=sample)
+        found = _attack_some(remember, outcome.headline, sample, f"-steps-{steps}", planned)
+        rows, best = found.candidates[outcome.headline]
+        ways.append(_way(job, rows, best))
+        if steps == STEPS:  # the other run is merged into the worst case, and counted there
+            spent = [found.results[0].forward, found.results[0].backward]
+    broken = 0 if found is None else found.results[0].broken
+    added = float(((ways[1] - ways[0]) / ways[1].clamp_min(1e-12)).clamp(0, 1).mean())
+    flag = _flag(
+        name,
+        added > UNFINISHED or broken > max(1, n / 8),
+        f"{2 * STEPS} steps of APGD come {100 * added:.0f} % further than {STEPS} on {n} images that the plan left "
+        f"standing, and break {broken}",
+        f"{100 * UNFINISHED:.0f} %; an eighth",
+        "Pintor et al. 2022, indicator 4; Carlini et al. 2019",
+        spent[0] + 4 * n * job.samples,  # and twice the clean and the best image, to measure
+        spent[1],
+        fix="the attacks had not converged: use --effort thorough, or more steps",
+    )
+    return flag, found
+
+
+def _way(job: Job, rows: Tensor, best: Tensor) -> Tensor:
+    """Measure how far the margin has come down, as a share of the clean one."""
+    labels = job.predictions.labels[rows]
+
+    def gap(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = job.classifier(images.to(job.device)).double().cpu()
+        return -margin(logits, labels, None)
+
+    clean = gap(next(job.images.take(rows).batches(len(rows)))[0])
+    return (clean - gap(best)) / clean.clamp_min(1e-12)
+
+
+def _unbounded(job: Job, sample: Bool[Tensor, " n"]) -> Check:
+    """Attack where any image can become grey: what stands there is not robust, the attack fails."""
+    name, n = "unbounded attack fails", int(sample.sum())
+    if n == 0:
+        return _not_run(name, "no image stands")
+    size = math.prod(job.images.shape)
+    radius = {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size, "l0": float(size)}
+    result = _attack_some(job, radius[job.norm], sample, "-unbounded").results[0]
+    missed = n - result.broken
+    figure = f"{missed} of {n} images stand where every pixel may become grey"
+    return _flag(
+        name, missed > 0, figure, "0", "Carlini et al. 2019; Pintor et al. 2022", result.forward, result.backward
+    )
