@@ -74,6 +74,7 @@ def audit(
     eight_bit: bool = False,
     eot: int = 1,
     also: Sequence[str] = (),
+    certify: Sequence[str] = (),
     explain: Sequence[str] = ("integrated_gradients",),
     cases: int = 16,
     set: MethodOptions = (),
@@ -135,6 +136,9 @@ def audit(
     also
         Threats beyond norm balls to measure too: corruptions (15 of them at 5 severities), spatial, patch; and maps,
         which follows the heat maps of 32 images under noise and attack.
+    certify
+        Lower bounds to prove beside the attacks: bounds (of the model itself, for ReLU networks, at every eps tried)
+        and smoothing (of the model under Gaussian noise, in L2; a hundred images).
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
     cases

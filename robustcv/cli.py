@@ -24,7 +24,7 @@ OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q", "method": "--methods", "files": "--images"}
-_COMMAS = ("attacks", "also", "against", "export", "explain", "method", "measures", "augment")
+_COMMAS = ("attacks", "also", "certify", "against", "export", "explain", "method", "measures", "augment")
 _WORDS = ("eps", "set", "fail_under", "max_drop", "names", "files")
 
 
@@ -246,7 +246,7 @@ def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
 
 
 def list_names(kind: str | None = None, /) -> int:
-    """Show what there is: attacks, corruptions, explainers, measures, datasets, architectures, objectives.
+    """Show what there is: attacks, corruptions, certificates, explainers, measures, data sets, architectures, ...
 
     Parameters
     ----------
@@ -255,6 +255,7 @@ def list_names(kind: str | None = None, /) -> int:
     """
     from robustcv.attacks import ATTACKS
     from robustcv.attacks.corruptions import CORRUPTIONS
+    from robustcv.certificates import CERTIFICATES
     from robustcv.data import DATASETS
     from robustcv.explainers import EXPLAINERS
     from robustcv.measures import MEASURES
@@ -264,6 +265,7 @@ def list_names(kind: str | None = None, /) -> int:
     every: dict[str, dict[str, Any]] = {
         "attacks": ATTACKS,
         "corruptions": CORRUPTIONS,
+        "certificates": CERTIFICATES,
         "explainers": EXPLAINERS,
         "measures": {name: measure.function for name, measure in MEASURES.items()},
         "datasets": DATASETS,

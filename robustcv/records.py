@@ -419,6 +419,25 @@ class OtherThreat(_Frozen):
     file: str | None = Field(default=None, description="the patch, to print")
 
 
+class Certified(_Frozen):
+    """What was proved and what was broken at one eps, of the same classifier on the same images.
+
+    ``low`` and ``high`` are the lower end of the interval of the proved share and the upper end of that of the share
+    left standing.
+    """
+
+    method: Literal["bounds", "smoothing"]
+    norm: str
+    eps: float
+    n: int
+    certified: int
+    broken: int = Field(description="wrong when clean, or broken by an attack")
+    low: float
+    high: float
+    contradictions: int = 0
+    details: dict[str, Any] = {}
+
+
 class Environment(_Frozen):
     """Where and when a run was made."""
 
@@ -456,6 +475,7 @@ class Record(_Frozen):
     focus: tuple[ClassFocus, ...] = ()
     corruptions: tuple[CorruptionRow, ...] = ()
     others: tuple[OtherThreat, ...] = ()
+    certified: tuple[Certified, ...] = ()
     cases: tuple[Case, ...] = ()
     training: Training | None = None
     cost: Cost | None = None

@@ -14,6 +14,7 @@ LINES: list[set[str]] = [
     {"data"},
     {"models"},
     {"attacks", "explainers", "measures", "training"},
+    {"certificates"},
     {"evaluation"},
     {"verbs"},
     {"report"},
@@ -33,6 +34,7 @@ METHODS = {
 ONLY = {
     "report": {"errors", "stats", "records", "runs"},
     "attacks": METHODS,
+    "certificates": METHODS | {"stats", "attacks"},
     "explainers": METHODS,
     "measures": METHODS,
     "training": METHODS,

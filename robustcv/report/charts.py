@@ -234,3 +234,29 @@ def stability(rows: list[Row], *, x_title: str, label: str) -> str:
         facet=alt.Facet("method:N", sort=methods, title=None), columns=columns, data=alt.Data(values=rows)
     )
     return to_svg(drawn, label)
+
+
+def proved_and_broken(rows: list[Row], *, x_title: str, label: str) -> str:
+    """Draw for each eps what was proved, what was broken, and what lies between, as one bar.
+
+    Parameters
+    ----------
+    rows
+        ``eps`` (as shown on the axis), ``state`` (proved, neither, broken or wrong) and its ``share``.
+    """
+    import altair as alt
+
+    states = ["proved to stand", "neither proved nor broken", "broken, or wrong when clean"]
+    scale = alt.Scale(domain=states, range=["var(--s1)", "var(--grid)", "var(--s2)"])
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(stroke="var(--muted)", strokeWidth=0.5)
+        .encode(
+            y=alt.Y("eps:N", title=x_title, sort=None),
+            x=alt.X("share:Q", title="share of images", stack="zero", axis=alt.Axis(format="%")),
+            color=alt.Color("state:N", title=None, scale=scale, legend=alt.Legend(orient="top", labelLimit=300)),
+            order=alt.Order("place:Q"),
+        )
+        .properties(width=520, height=26 * len({row["eps"] for row in rows}))
+    )
+    return to_svg(chart, label)

@@ -15,10 +15,12 @@ from robustcv.attacks import ATTACKS
 from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
 from robustcv.attacks.wrappers import Eot
+from robustcv.certificates import CERTIFICATES
 from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
+from robustcv.evaluation.certify import certified_metrics, certify_bounds, certify_smoothing, contradictions
 from robustcv.evaluation.cost import cost
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
@@ -69,7 +71,11 @@ def audit(
     for name in options["also"]:
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
-    method_options = parse_options(options["set"], {**ATTACKS, **EXPLAINERS, "spatial": spatial, "patch": train_patch})
+    for name in options["certify"]:
+        if name not in CERTIFICATES:
+            raise unknown_name("certificate", name, CERTIFICATES)
+    methods_known = {**ATTACKS, **EXPLAINERS, **CERTIFICATES, "spatial": spatial, "patch": train_patch}
+    method_options = parse_options(options["set"], methods_known)
     methods = methods_of(options["explain"])
     gating: dict[str, Any] = {"norm": options["norm"], "asked": given, "tried": sweep, "also": options["also"]}
     bars = parse_gates(options["fail_under"], **gating) + parse_gates(options["max_drop"], kind="drop", **gating)
@@ -135,6 +141,8 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
+        certified = _certified(job, outcome, options["certify"], method_options, progress)
+        flags = (*flags, contradictions(certified)) if certified else flags
         beyond = _beyond(job, options, method_options, patch_images, progress)
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         cases, explanations, files = explain_cases(classifier, drawn, explain, method_options, progress=progress, **run)
@@ -143,7 +151,13 @@ def audit(
         first = next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device)
         spent = processes.by_first(lambda: cost(plain, first, black_box=black_box))  # alone, so that it is not slowed
     error, bins = calibration(predictions, seed=options["seed"])
-    metrics = (proportion("clean_accuracy", predictions.correct), error, *robust_metrics(outcome), *beyond.metrics)
+    metrics = (
+        proportion("clean_accuracy", predictions.correct),
+        error,
+        *robust_metrics(outcome),
+        *beyond.metrics,
+        *certified_metrics(certified),
+    )
     files |= beyond.files
     verdicts = _verdicts(chosen, predictions, outcome)
     gates = judge_floors(bars, metrics, on=options["gate_on"])
@@ -167,6 +181,7 @@ def audit(
         flags=flags,
         corruptions=beyond.corruptions,
         others=beyond.others,
+        certified=certified,
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,
@@ -204,15 +219,16 @@ def _plans(
         else plan_for(options["effort"], options["norm"], method_options, black_box=black_box)
     )
     explain = ["partition_shap"] if black_box else options["explain"]
-    runs_here = [*(planned.name for planned in plan), *options["also"], *explain]
+    runs_here = [*(planned.name for planned in plan), *options["also"], *options["certify"], *explain]
     without = next((each.name for each in plan if black_box and each.name not in GRADIENT_FREE), None)
     without = "patch" if black_box and "patch" in options["also"] else without
+    without = "bounds" if black_box and "bounds" in options["certify"] else without
     if without is not None:
         raise UserError(
             "RCV-E094", f"{without} needs gradients", "this model gives none", f"use {', '.join(GRADIENT_FREE)}"
         )
     told = f"this audit runs {', '.join(runs_here)}"
-    refuse_unused(method_options, runs_here, told, add="add it to --attacks, --also or --explain")
+    refuse_unused(method_options, runs_here, told, add="add it to --attacks, --also, --certify or --explain")
     if named or black_box:
         return plan, []
     escalates = options["effort"] in ("standard", "thorough") and options["norm"] != "l0"
@@ -223,6 +239,22 @@ def _fast(classifier: nn.Module, images: ImageSet, device: torch.device) -> nn.M
     """Fold what can be folded, checked on a few images."""
     few, _ = next(images.take(torch.arange(min(32, len(images)))).batches(32))
     return folded(classifier, few.to(device))
+
+
+def _certified(
+    job: Job,
+    outcome: WorstCase,
+    names: Sequence[str],
+    method_options: Mapping[str, Mapping[str, Any]],
+    progress: Progress,
+) -> tuple[records.Certified, ...]:
+    """Prove what can be proved, by each certificate asked for."""
+    certify = {"bounds": certify_bounds, "smoothing": certify_smoothing}
+    rows: list[records.Certified] = []
+    for name in names:
+        with progress.stage(f"certify: {name}", len(job.images) * len(outcome.sweep)) as advance:
+            rows += certify[name](job, outcome, method_options.get(name, {}), advance=advance)
+    return tuple(rows)
 
 
 @dataclass(frozen=True)

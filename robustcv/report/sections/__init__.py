@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from robustcv.records import Record
 from robustcv.report.blocks import Section
 from robustcv.report.sections.beyond import beyond
+from robustcv.report.sections.certified import certified
 from robustcv.report.sections.comparison import changes, paired
 from robustcv.report.sections.cost import cost
 from robustcv.report.sections.evidence import calibration, cases, training
@@ -20,6 +21,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "limits": limits,
     "paired": paired,
     "classes": classes,
+    "certified": certified,
     "beyond": beyond,
     "cases": cases,
     "explanations": explanations,

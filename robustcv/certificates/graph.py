@@ -1,0 +1,179 @@
+"""A network as a list of operations that bounds know: affine, monotone linear, sums, ReLU and max pooling."""
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from robustcv.classifier import Classifier
+from robustcv.errors import UserError
+
+Call = Callable[..., Tensor]
+Kind = Literal["input", "affine", "monotone", "add", "relu", "max"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a network.
+
+    Parameters
+    ----------
+    kind
+        ``affine`` has weights of both signs; ``monotone`` is linear with weights that are never negative.
+    inputs
+        Places of its arguments in the list.
+    call
+        The operation on a batch.
+    spread
+        For ``affine``: the operation with the magnitudes of its weights and without its bias.
+    """
+
+    kind: Kind
+    inputs: tuple[int, ...] = ()
+    call: Call = lambda x: x
+    spread: Call | None = None
+
+
+def operations_of(classifier: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
+    """List the operations of a frozen classifier, in float64; the last one gives the logits.
+
+    Parameters
+    ----------
+    shape
+        Channels, height and width of the images.
+
+    Raises
+    ------
+    UserError
+        For an operation without a rule here, or a network that torch.fx cannot follow.
+    """
+    made = [Operation("input")]
+    network = copy.deepcopy(classifier).double().eval()
+    if isinstance(network, Classifier):
+        if network.size not in (None, tuple(shape[1:])):
+            raise _no_rule(f"resizing images of {shape[2]}x{shape[1]} pixels")
+        mean, std = network.mean, network.std
+        made.append(Operation("affine", (0,), lambda x: (x - mean) / std, lambda r: r / std.abs()))
+        network = network.network
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:  # torch.fx raises whatever the model's own code does with a stand-in for a tensor
+        raise _no_rule(f"control flow ({str(error).splitlines()[0][:80]})") from error
+    places: dict[fx.Node, int] = {}
+    modules = dict(network.named_modules())
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            places[node] = len(made) - 1
+        elif node.op == "output":
+            return _until(made, places[node.args[0]])
+        else:
+            found = _operation(node, modules, places)
+            if isinstance(found, Operation):
+                made.append(found)
+            places[node] = len(made) - 1 if isinstance(found, Operation) else found
+    raise AssertionError("a traced graph has an output")
+
+
+def _until(made: list[Operation], last: int) -> list[Operation]:
+    return made[: last + 1]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return bool(m.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+
+
+def _no_rule(what: str) -> UserError:
+    return UserError(
+        "RCV-E110",
+        f"there is no rule to bound {what}",
+        "bounds are for networks of convolutions, linear layers, batch norm, ReLU, pooling and sums",
+        "leave bounds out of --certify; smoothing works on any classifier",
+    )
+
+
+_MONOTONE_MODULES = (nn.Flatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_MONOTONE_CALLS = (torch.flatten, functional.adaptive_avg_pool2d, functional.avg_pool2d, operator.getitem, torch.mean)
+_SAME = (nn.Identity, nn.Dropout, nn.Dropout2d)
+
+
+def _operation(node: fx.Node, modules: dict[str, nn.Module], places: dict[fx.Node, int]) -> Operation | int:
+    """Give the operation of one node, or the place of its argument where it changes nothing."""
+    tensors = [each for each in node.args if isinstance(each, fx.Node)]
+    inputs = tuple(places[each] for each in tensors)
+    if node.op == "call_module":
+        return _of_module(modules[str(node.target)], inputs)
+    if node.op == "call_function":
+        if node.target in (operator.add, torch.add, operator.iadd) and len(inputs) == 2 and not node.kwargs:
+            return Operation("add", inputs, torch.add)
+        if node.target in (functional.relu, torch.relu):
+            return Operation("relu", inputs, functional.relu)
+        if node.target in (functional.dropout,):
+            return inputs[0]
+        if len(inputs) == 1 and (node.target in _MONOTONE_CALLS or _is_zero_padding(node)):
+            return Operation("monotone", inputs, _bound_to(node.target, node))
+        if node.target is functional.max_pool2d and len(inputs) == 1:
+            return Operation("max", inputs, _pool(*node.args[1:], **node.kwargs))
+    if node.op == "call_method" and len(inputs) == 1:
+        if node.target == "relu":
+            return Operation("relu", inputs, functional.relu)
+        if node.target in ("flatten", "mean"):
+            return Operation("monotone", inputs, _bound_to(getattr(torch.Tensor, str(node.target)), node))
+    raise _no_rule(f"{getattr(node.target, '__name__', node.target)}")
+
+
+def _is_zero_padding(node: fx.Node) -> bool:
+    plain = node.target is functional.pad and len(node.args) < 3
+    return bool(plain and node.kwargs.get("mode", "constant") == "constant" and not node.kwargs.get("value"))
+
+
+def _bound_to(function: Any, node: fx.Node) -> Call:
+    rest, keywords = node.args[1:], dict(node.kwargs)
+    return lambda x: function(x, *rest, **keywords)
+
+
+def _of_module(module: nn.Module, inputs: tuple[int, ...]) -> Operation | int:
+    if isinstance(module, _SAME):
+        return inputs[0]
+    if isinstance(module, nn.ReLU):
+        return Operation("relu", inputs, functional.relu)
+    if isinstance(module, nn.MaxPool2d) and module.dilation in (1, (1, 1)) and not module.ceil_mode:
+        return Operation("max", inputs, _pool(module.kernel_size, module.stride, module.padding))
+    if isinstance(module, _MONOTONE_MODULES):
+        return Operation("monotone", inputs, module)
+    if isinstance(module, nn.Linear):
+        return Operation("affine", inputs, module, lambda r: functional.linear(r, module.weight.abs()))
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+        return Operation("affine", inputs, module, lambda r: module._conv_forward(r, module.weight.abs(), None))
+    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_var is not None:
+        variance = module.running_var
+        scale = (variance + module.eps).rsqrt() * (1 if module.weight is None else module.weight.abs())
+        return Operation("affine", inputs, module, lambda r: r * scale.reshape(1, -1, *[1] * (r.ndim - 2)))
+    raise _no_rule(type(module).__name__)
+
+
+def _pool(kernel: Any, stride: Any = None, padding: Any = 0, **rest: Any) -> Call:
+    if {name: value for name, value in rest.items() if value not in (1, False)}:
+        raise _no_rule("max pooling with dilation")
+
+    size, step, rim = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
+
+    def pool(x: Tensor, *, return_indices: bool = False, windows: bool = False) -> Any:
+        if not windows:
+            kept: Any = functional.max_pool2d_with_indices(x, size, step, rim)
+            return kept if return_indices else kept[0]
+        padded = functional.pad(x, (rim[1], rim[1], rim[0], rim[0]), value=-torch.inf)
+        n, c = x.shape[:2]
+        parts = padded.unfold(2, size[0], step[0]).unfold(3, size[1], step[1])  # n c p q kernel kernel
+        return parts.reshape(n, c, *parts.shape[2:4], -1)
+
+    return pool
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -1,0 +1,198 @@
+"""What is proved beside what is attacked: certified accuracy, and where both belong together one two-sided interval."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustcv import draws, processes, runs, stats
+from robustcv.attacks.norms import NormName
+from robustcv.certificates.bounds import bounds
+from robustcv.certificates.smoothing import largest_radius, outvoted, smoothed_pgd, smoothing
+from robustcv.data import ImageSet
+from robustcv.errors import UserError
+from robustcv.evaluation.accuracy import share
+from robustcv.evaluation.job import Job
+from robustcv.evaluation.worst_case import WorstCase
+from robustcv.records import Certified, Check, Metric
+from robustcv.runtime import Advance, in_chunks
+
+BOUNDED = ("linf", "l2", "l1")
+TOGETHER = 4  # images bounded at a time: a layer's values are carried back through all layers before it
+SMOOTHED = 100  # images that are voted on, at most: each costs over a thousand passes
+GRID = (0.5, 1.0, 1.5, 2.0)  # radii to tell, in sigma
+
+
+def certify_bounds(
+    job: Job, outcome: WorstCase, options: Mapping[str, Any], *, advance: Advance = lambda _: None
+) -> tuple[Certified, ...]:
+    """Prove for every image that is right, at every eps that was attacked, that nothing in the ball breaks it.
+
+    The largest eps comes first; an image proved there is proved at every smaller one.
+
+    Raises
+    ------
+    UserError
+        If the norm, or an operation of the model, cannot be bounded.
+    """
+    if outcome.norm not in BOUNDED:
+        raise UserError(
+            "RCV-E111",
+            f"there are no bounds in {outcome.norm}",
+            "linear relaxations need a ball that is convex",
+            f"use --norm {BOUNDED[0]}, or leave bounds out of --certify",
+        )
+    norm: NormName = "linf" if outcome.norm == "linf" else "l2" if outcome.norm == "l2" else "l1"
+    proved = torch.zeros(len(job.images), dtype=torch.bool)
+    made = []
+    for eps in reversed(outcome.sweep):
+        rows = (job.predictions.correct & ~proved).nonzero().squeeze(1)
+        proved[rows[_proved(job, rows, eps, norm, options)]] = True
+        advance(len(job.images))
+        wrong = ~outcome.robust(eps)
+        made.append(_row("bounds", norm, eps, proved, wrong, int((proved & wrong).sum()), dict(options)))
+    return tuple(reversed(made))
+
+
+def _proved(job: Job, rows: Tensor, eps: float, norm: NormName, options: Mapping[str, Any]) -> Bool[Tensor, " m"]:
+    """Bound the images of some rows, or read what an interrupted run has found."""
+    key = f"bounds-{norm}-{eps.hex()}"
+    if (saved := job.state.load_arrays(key)) is not None:
+        return torch.from_numpy(saved["proved"].copy())
+
+    def part(block: Tensor) -> Tensor:
+        batch, labels = next(job.images.take(block).batches(len(block)))
+        batch, labels = batch.to(job.device), labels.to(job.device)
+        found = in_chunks(
+            lambda some: bounds(job.classifier, batch[some], labels[some], eps=eps, norm=norm, **options).cpu(),
+            len(block),
+            TOGETHER,
+        )
+        return torch.cat(found)
+
+    parts = processes.shared(rows.split(64), part) if len(rows) else []
+    found = torch.cat([*parts, torch.empty(0).bool()])
+    job.state.save_arrays(key, {"proved": found.numpy()})
+    return found
+
+
+def _row(
+    method: Literal["bounds", "smoothing"],
+    norm: str,
+    eps: float,
+    proved: Tensor,
+    wrong: Tensor,
+    contradictions: int,
+    details: dict[str, Any],
+) -> Certified:
+    """Make the record of one eps: proved, wrong or broken, and the interval that both together give."""
+    n, certified, fell = len(proved), int(proved.sum()), int(wrong.sum())
+    return Certified(
+        method=method,
+        norm=norm,
+        eps=eps,
+        n=n,
+        certified=certified,
+        broken=fell,
+        low=stats.wilson(certified, n).low,
+        high=stats.wilson(n - fell, n).high,
+        contradictions=contradictions,
+        details=details,
+    )
+
+
+def certify_smoothing(
+    job: Job, outcome: WorstCase, options: Mapping[str, Any], *, advance: Advance = lambda _: None
+) -> tuple[Certified, ...]:
+    """Certify the smoothed classifier in L2, and attack that same classifier at the same radii on the same images.
+
+    Radii are those attacked by the audit where its norm is L2, and multiples of sigma; none above what unanimous votes
+    certify.
+    """
+    known = inspect.signature(smoothing).parameters
+    given = {name: known[name].default for name in ("sigma", "samples", "first", "alpha")} | dict(options)
+    sigma, samples, alpha = given["sigma"], given["samples"], given["alpha"]
+    order = sorted(
+        range(len(job.images)), key=lambda row: draws.image_seed(job.seed, job.images.hashes[row], "smoothing")
+    )
+    chosen = job.images.take(torch.tensor(sorted(order[:SMOOTHED])))
+    arrays = _voted(job, chosen, given, advance)
+    labels = chosen.labels
+    correct = torch.from_numpy(arrays["classes"].copy()) == labels
+    radii = torch.from_numpy(arrays["radii"].copy())
+    cap = largest_radius(sigma, samples, alpha)
+    asked = {eps for eps in outcome.sweep if outcome.norm == "l2"} | {factor * sigma for factor in GRID}
+    made = []
+    for radius in sorted(each for each in asked if each <= cap):
+        proved = correct & (radii >= radius)
+        broken = _outvoted(job, chosen, ~proved, radius, given)
+        details = {**given, "largest radius": cap, "abstained": int((arrays["classes"] < 0).sum())}
+        made.append(_row("smoothing", "l2", radius, proved, broken, int((proved & broken).sum()), details))
+        advance(len(chosen))
+    return tuple(made)
+
+
+def _voted(job: Job, chosen: ImageSet, given: Mapping[str, Any], advance: Advance) -> runs.Arrays:
+    """Vote on every image, or read the votes of an interrupted run; saved image by image of eight."""
+    parts = []
+    for number, rows in enumerate(torch.arange(len(chosen)).split(8)):
+        key = f"smoothing-{number}"
+        saved = job.state.load_arrays(key)
+        if saved is None:
+            some = chosen.take(rows)
+            batch, _ = next(some.batches(len(rows)))
+            seeds = draws.image_seeds(job.seed, some.hashes, "smoothing")
+            found = smoothing(job.classifier, batch.to(job.device), seeds=seeds.to(job.device), **given)
+            saved = {"classes": found.classes.numpy(), "radii": found.radii.numpy()}
+            job.state.save_arrays(key, saved)
+        parts.append(saved)
+        advance(len(rows))
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("classes", "radii")}
+
+
+def _outvoted(job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: Mapping[str, Any]) -> Bool[Tensor, " n"]:
+    """Attack the images that are not proved; gives those that the smoothed classifier then surely gets wrong.
+
+    Where it already errs on the clean image, that image is kept as it is.
+    """
+    key = f"smoothed-attack-{float(radius).hex()}"
+    if (saved := job.state.load_arrays(key)) is not None:
+        return torch.from_numpy(saved["broken"].copy())
+    broken = torch.zeros(len(chosen), dtype=torch.bool)
+    votes = {name: given[name] for name in ("sigma", "samples", "alpha")}
+    for rows in open_.nonzero().squeeze(1).split(16):
+        some = chosen.take(rows)
+        batch, labels = next(some.batches(len(rows)))
+        batch, labels = batch.to(job.device), labels.to(job.device)
+        seeds = draws.image_seeds(job.seed, some.hashes, f"smoothed-attack-{radius:.6g}").to(job.device)
+        clean = outvoted(job.classifier, batch, labels, seeds=seeds, **votes)
+        broken[rows] = clean
+        if not getattr(job.classifier, "black_box", False):
+            attacked = smoothed_pgd(job.classifier, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
+            broken[rows] |= outvoted(job.classifier, attacked, labels, seeds=seeds, **votes)
+    job.state.save_arrays(key, {"broken": broken.numpy()})
+    return broken
+
+
+def contradictions(rows: tuple[Certified, ...]) -> Check:
+    """Check that no image is both proved to stand and broken."""
+    both = sum(row.contradictions for row in rows)
+    tried = sum(row.certified for row in rows)
+    return Check(
+        check="proofs and attacks agree",
+        status="raised" if both else "pass",
+        figure=f"{both} of {tried} proofs, over all eps, are of an image that an attack broke there",
+        fix="please report this: one of the two is wrong, and that is our mistake" if both else None,
+        threshold="0",
+        source="image by image",
+    )
+
+
+def certified_metrics(rows: tuple[Certified, ...]) -> list[Metric]:
+    """Give certified accuracy at each eps: lower bounds; of the smoothed classifier under a name of its own."""
+    names = {"bounds": "certified_accuracy", "smoothing": "certified_accuracy_smoothed"}
+    return [share(names[row.method], row.certified, row.n, norm=row.norm, eps=row.eps, bound="lower") for row in rows]
