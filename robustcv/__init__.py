@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robustcv.api import load_images as load_images
     from robustcv.api import train as train
     from robustcv.api import tune as tune
+    from robustcv.api import verify as verify
     from robustcv.classifier import Classifier as Classifier
     from robustcv.errors import UserError as UserError
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_images",
     "train",
     "tune",
+    "verify",
 ]
 
 

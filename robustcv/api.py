@@ -706,6 +706,31 @@ def doctor(
     return verb(classifier, images, labels, options=options, progress=progress_for(quiet=quiet))
 
 
+def verify(run: Path | str, *, model: Any = None, weights: str | None = None, quiet: bool = False) -> tuple[Check, ...]:
+    """Replay the evidence of a saved audit: hashes, weights, counts, and every failure alone, in float32, on the CPU.
+
+    Parameters
+    ----------
+    run
+        The run folder of an audit.
+    model
+        The model, where it is not at the place the run names, or came from Python.
+    weights
+        File with the weights, as for `audit`.
+    quiet
+        Say nothing on stderr.
+
+    Returns
+    -------
+    tuple of Check
+        What was held against what; one that does not hold is raised, and lists what is wrong.
+    """
+    from robustcv.runtime import progress_for
+    from robustcv.verbs.verify import verify as verb
+
+    return verb(Path(run), model=model, weights=weights, progress=progress_for(quiet=quiet))
+
+
 def load_classifier(spec: str, weights: str | None = None) -> "nn.Module":
     """Load a classifier: a run folder, torchvision:NAME, timm:NAME, onnx:FILE or py:FILE:FUNCTION."""
     from robustcv.models import load

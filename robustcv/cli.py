@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import os
 import signal
 import sys
@@ -227,13 +228,15 @@ def demo(
 
 
 def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
-    """Run the checks and print each with its figure; 4 where one is raised."""
-    import json
-
+    """Run the checks of `doctor` and print each; 4 where one is raised."""
     given.pop("config", None)
     as_json = given.pop("as_json", False)
     given["eps"] = list(given["eps"])
-    checks = verb(**given)
+    return _told(verb(**given), as_json, errors.INCONCLUSIVE)
+
+
+def _told(checks: Sequence[Any], as_json: bool, raised: int) -> int:
+    """Print checks with their figures on stdout; gives the exit code."""
     if as_json:
         print(json.dumps([check.model_dump(exclude_none=True) for check in checks], indent=1))
     else:
@@ -242,7 +245,34 @@ def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
             print(f"{signs[check.status]:<7} {errors.printable(f'{check.check}: {check.figure}')}")
             if check.fix:
                 print(f"{'':<7}   fix: {errors.printable(check.fix)}")
-    return errors.INCONCLUSIVE if any(check.status == "raised" for check in checks) else errors.DONE
+    return raised if any(check.status == "raised" for check in checks) else errors.DONE
+
+
+def verify(
+    run: Path,
+    /,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
+) -> int:
+    """Replay the evidence of an audit: exit 0 where all of it holds, 3 with a list of what does not.
+
+    Parameters
+    ----------
+    run
+        The run folder of an audit.
+    model
+        The model, where it is not at the place the run names, or came from Python.
+    weights
+        File with the weights, as for `audit`.
+    as_json
+        Print the checks as JSON.
+    quiet
+        Say nothing on stderr.
+    """
+    return _told(api.verify(run, model=model, weights=weights, quiet=quiet), as_json, errors.GATE_FAILED)
 
 
 def list_names(kind: str | None = None, /) -> int:
@@ -297,6 +327,7 @@ def build(config: Path | None, arguments: Sequence[str]) -> cyclopts.App:
     for verb in (api.train, api.audit, api.harden, api.tune, api.explain, api.compare):
         app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
     app.command(_command(api.doctor, _examine), name="doctor")
+    app.command(verify)
     app.command(report)
     app.command(list_names, name="list")
     app.command(demo)

@@ -419,6 +419,18 @@ class OtherThreat(_Frozen):
     file: str | None = Field(default=None, description="the patch, to print")
 
 
+class Evidence(_Frozen):
+    """How the counted failures, over all eps, are kept: as 8-bit images, or only as floats.
+
+    ``withdrawn`` are failures that the image alone did not repeat; they are not counted.
+    """
+
+    failures: int
+    eight_bit: int
+    only_float: int
+    withdrawn: int = 0
+
+
 class Certified(_Frozen):
     """What was proved and what was broken at one eps, of the same classifier on the same images.
 
@@ -476,6 +488,7 @@ class Record(_Frozen):
     corruptions: tuple[CorruptionRow, ...] = ()
     others: tuple[OtherThreat, ...] = ()
     certified: tuple[Certified, ...] = ()
+    evidence: Evidence | None = None
     cases: tuple[Case, ...] = ()
     training: Training | None = None
     cost: Cost | None = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from robustcv import processes
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import probe
+from robustcv.evaluation.replay import Replayable
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import Check, OtherThreat, Passes
 
@@ -48,7 +49,7 @@ def measure(
     return outcome, probed.flags
 
 
-def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat], clean: int) -> Passes:
+def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Replayable], clean: int) -> Passes:
     """Add up forward and backward passes: attacks, checks, other threats, and those on clean or corrupted images."""
     forward = sum(each.forward for each in outcome.results) + sum(each.forward for each in others)
     backward = sum(each.backward for each in outcome.results) + sum(each.backward for each in others)

@@ -1,6 +1,5 @@
 """audit: how often is it right, how easily is it broken, and what does it look at when it is?"""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from robustcv.evaluation.cost import cost
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
+from robustcv.evaluation.replay import replayable
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.stability import stability
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
@@ -34,6 +34,7 @@ from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
+from robustcv.verbs.evidence import evidence_of
 from robustcv.verbs.explained import Explained
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates
 from robustcv.verbs.pairing import Saved
@@ -141,6 +142,9 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
+        with progress.stage("evidence", int((outcome.broken_by >= 0).sum())) as advance:
+            settled = replayable(job, outcome, advance=advance)
+        outcome = settled.outcome
         certified = _certified(job, outcome, options["certify"], method_options, progress)
         flags = (*flags, contradictions(certified)) if certified else flags
         beyond = _beyond(job, options, method_options, patch_images, progress)
@@ -164,7 +168,8 @@ def audit(
     gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
     verdict, exit_code = conclude(gates, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
-    files["cases.jsonl"] = _successes(chosen, outcome)
+    kept, evidence = evidence_of(chosen, settled)
+    files |= evidence
     answered = len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]
     record = records.Record(
         verb="audit",
@@ -176,12 +181,13 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=passes(outcome, (*checks, *flags, *beyond.others), answered),
+        passes=passes(outcome, (*checks, *flags, *beyond.others, settled), answered),
         preflight=checks,
         flags=flags,
         corruptions=beyond.corruptions,
         others=beyond.others,
         certified=certified,
+        evidence=kept,
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,
@@ -390,20 +396,3 @@ def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) ->
     }
     arrays[f"broken_at/{outcome.norm}"] = outcome.broken_at.numpy()
     return arrays
-
-
-def _successes(images: ImageSet, outcome: WorstCase) -> bytes:
-    """Write one line for each image that an attack broke: at the smallest eps, and by which."""
-    lines = []
-    for row in (outcome.broken_by >= 0).nonzero().squeeze(1).tolist():
-        line = {
-            "index": int(images.indices[row]),
-            "image": images.hashes[row],
-            "label": int(images.labels[row]),
-            "attack": outcome.names[int(outcome.broken_by[row])],
-            "norm": outcome.norm,
-            "eps": float(outcome.broken_at[row]),
-            "distance": float(outcome.distance[row]),
-        }
-        lines.append(json.dumps(line))
-    return ("\n".join(lines) + "\n").encode() if lines else b""

@@ -205,13 +205,13 @@ def _evidence(
     return tuple(cases), files
 
 
-def to_png(image: Tensor) -> bytes:
+def to_png(image: Tensor, *, optimize: bool = True) -> bytes:
     """Write an image ``c h w`` in [0, 1] as an 8-bit PNG."""
     from PIL import Image
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=optimize)
     return buffer.getvalue()
 
 

@@ -32,6 +32,11 @@ def reproduce(record: Record, files: Files) -> Section | None:
         identity += [("images SHA-256", data.sha256)]
         if data.skipped:
             identity += [("left out", f"{data.skipped:,} files that could not be decoded (--skip-bad)")]
+    if (kept := record.evidence) is not None:
+        told = f"{kept.failures:,} failures, at any eps; {kept.eight_bit:,} as 8-bit images"
+        told += f", {kept.only_float:,} that no 8-bit image shows, as floats" if kept.only_float else ""
+        told += f"; {kept.withdrawn:,} withdrawn, which the image alone did not repeat" if kept.withdrawn else ""
+        identity += [("evidence", told), ("replay it", "robustcv verify, with this folder")]
     if record.passes.forward:
         identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))

@@ -1,0 +1,136 @@
+"""Making every counted failure one that can be replayed: alone, and where possible as an 8-bit image."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustcv import processes
+from robustcv.attacks import ATTACKS
+from robustcv.attacks.norms import NORMS
+from robustcv.classifier import right, to_eight_bit
+from robustcv.data.image_set import to_float
+from robustcv.evaluation.block import TOLERANCE, Attacked, attack_rows
+from robustcv.evaluation.job import Job, Planned
+from robustcv.evaluation.worst_case import WorstCase
+from robustcv.runtime import Advance
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Replayable:
+    """A worst case of which every failure can be replayed.
+
+    Parameters
+    ----------
+    outcome
+        With candidates on the 8-bit grid wherever one was found; failures that one image alone did not repeat are
+        withdrawn.
+    exact
+        Which images' candidates are 8-bit.
+    withdrawn
+        How many failures were.
+    forward, backward
+        Passes that this took.
+    """
+
+    outcome: WorstCase
+    exact: Bool[Tensor, " n"]
+    withdrawn: int
+    forward: int
+    backward: int
+
+
+def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: None) -> Replayable:
+    """Bring every image that fell to one that still fools the model alone, as a file holds it, at its smallest eps.
+
+    Rounding towards the image comes first; what that undoes is attacked once more on the 8-bit grid; what survives
+    only between the steps of that grid stays as it is.
+    """
+    fell = (outcome.broken_by >= 0).nonzero().squeeze(1)
+    exact = torch.zeros(len(job.images), dtype=torch.bool)
+    stays = torch.zeros(len(job.images), dtype=torch.bool)
+    candidates = {eps: (rows, images.clone()) for eps, (rows, images) in outcome.candidates.items()}
+    distance = outcome.distance.clone()
+    counts = torch.zeros(2, dtype=torch.int64)
+    for eps in outcome.sweep:
+        rows = fell[outcome.broken_at[fell] == eps]
+        blocks = rows.split(BLOCK) if len(rows) else ()
+
+        def work(block: Tensor, eps: float = eps) -> dict[str, Tensor]:
+            advance(len(block) * processes.size())
+            return _secured(job, outcome, block, eps)
+
+        for block, found in zip(blocks, processes.shared(blocks, work), strict=True):
+            exact[block], stays[block] = found["exact"], found["stays"]
+            counts += found["counts"]
+            distance[block] = found["distance"]
+            known, images = candidates[eps]
+            images[torch.searchsorted(known, block)] = found["images"]
+    lost = fell[~stays[fell]]
+    broken_at, broken_by = outcome.broken_at.clone(), outcome.broken_by.clone()
+    broken_at[lost], broken_by[lost], distance[lost] = torch.inf, -1, torch.nan
+    settled = replace(outcome, broken_at=broken_at, broken_by=broken_by, distance=distance, candidates=candidates)
+    return Replayable(settled, exact, len(lost), *counts.tolist())
+
+
+def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str, Tensor]:
+    """Settle one block of images that fell at one eps, or read what an interrupted run has settled."""
+    key = f"replay-{job.norm}-{eps.hex()}-{int(rows[0])}-{len(rows)}"
+    if (saved := job.state.load_arrays(key)) is not None:
+        return {name: torch.from_numpy(array.copy()) for name, array in saved.items()}
+    chosen = job.images.take(rows)
+    clean = to_float(chosen.images)
+    known, images = outcome.candidates[eps]
+    given = images[torch.searchsorted(known, rows)]
+    exact = torch.zeros(len(rows), dtype=torch.bool)
+    found = given.clone()
+    spent = torch.zeros(2, dtype=torch.int64)
+
+    def fools(images: Tensor, some: Tensor) -> Tensor:
+        spent[0] += len(some) * job.samples
+        return _fools_alone(job, images, clean[some], chosen.labels[some], eps)
+
+    everyone = torch.arange(len(rows))
+    if chosen.images.dtype == torch.uint8:
+        rounded = to_eight_bit(given, clean)
+        exact = fools(rounded, everyone)
+        found[exact] = rounded[exact]
+        if len(open_ := everyone[~exact]):
+            again = _on_the_grid(job, rows[open_], eps)
+            spent += torch.tensor([again.forward, again.backward])
+            won = fools(again.best, open_)
+            found[open_[won]], exact[open_[won]] = again.best[won], True
+    stays = exact.clone()
+    left = everyone[~exact]
+    stays[left] = fools(found[left], left)
+    distance = NORMS[job.norm].distance(found, clean).float()
+    settled = {"images": found, "exact": exact, "stays": stays, "distance": distance, "counts": spent}
+    job.state.save_arrays(key, {name: tensor.numpy() for name, tensor in settled.items()})
+    return settled
+
+
+def _fools_alone(
+    job: Job, candidates: Float[Tensor, "n c h w"], clean: Float[Tensor, "n c h w"], labels: Tensor, eps: float
+) -> Bool[Tensor, " n"]:
+    """Ask about each candidate alone: inside the ball and the box, and wrong."""
+    near = NORMS[job.norm].distance(candidates, clean) <= eps * (1 + TOLERANCE) + TOLERANCE
+    inside = near & ((candidates >= 0) & (candidates <= 1)).flatten(1).all(1)
+    wrong = []
+    with torch.no_grad():
+        for image, label in zip(candidates, labels, strict=True):
+            wrong.append(~right(job.classifier(image[None].to(job.device)).cpu(), label[None]))
+    return inside & torch.cat([*wrong, torch.empty(0).bool()])
+
+
+def _on_the_grid(job: Job, rows: Tensor, eps: float) -> Attacked:
+    """Attack some images once more, every candidate rounded to 8 bits before it is asked about."""
+    black_box = getattr(job.classifier, "black_box", False)
+    name, options = ("square", {"queries": 300}) if black_box else ("apgd", {"steps": 30, "loss": "margin"})
+    if job.norm == "l0":
+        name, options = "fmn", {"steps": 50}
+    everyone = torch.ones(len(job.images), dtype=torch.bool)
+    grid = replace(job, eight_bit=True, remember=everyone)
+    return attack_rows(grid, Planned(name, ATTACKS[name], options), eps, rows, rows, None, 0, "replay", options)

@@ -1,0 +1,167 @@
+"""Evidence: every counted failure is there, holds alone, and whatever is changed is noticed."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_linear
+from honest_models import conv, patches, trained
+from test_worst_case import job_for
+
+import robustcv as rc
+from robustcv import runs
+from robustcv.classifier import frozen
+from robustcv.data import ImageSet
+from robustcv.errors import UserError
+from robustcv.evaluation.plans import plan_for
+from robustcv.evaluation.replay import replayable
+from robustcv.evaluation.worst_case import worst_case
+
+
+def raised(folder: Path, **options) -> dict[str, str]:
+    checks = rc.verify(folder, quiet=True, **options)
+    return {check.check: check.figure for check in checks if check.status == "raised"}
+
+
+def test_the_evidence_of_an_audit_holds(audited: Path, trained) -> None:
+    assert raised(audited) == {}
+    record = runs.load(audited)
+    lines = [json.loads(line) for line in (audited / "cases.jsonl").read_text().splitlines()]
+    assert len(lines) == record.evidence.failures == record.evidence.eight_bit + record.evidence.only_float > 20
+    assert record.evidence.eight_bit > 0.9 * len(lines) and record.evidence.withdrawn == 0
+    with zipfile.ZipFile(audited / "evidence/broken.zip") as archive:
+        assert sum(name.endswith("-clean.png") for name in archive.namelist()) == len(lines)
+
+
+CHANGES = {}
+
+
+def change(name: str):
+    return lambda function: CHANGES.setdefault(name, function)
+
+
+@change("evidence files")
+def one_byte(folder: Path) -> None:
+    path = folder / "evidence/verdicts.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@change("a file too many")
+def added(folder: Path) -> None:
+    (folder / "evidence/more.png").write_bytes(b"")
+
+
+@change("a file too few")
+def removed(folder: Path) -> None:
+    (folder / "evidence/broken.zip").unlink()
+
+
+@change("counts")
+def metric(folder: Path) -> None:
+    raw = json.loads((folder / "report.json").read_text())
+    found = next(each for each in raw["metrics"] if each["name"] == "robust_accuracy")
+    found["count"] -= 1
+    (folder / "report.json").write_text(json.dumps(raw))
+
+
+def edited_line(folder: Path, **fields) -> None:
+    lines = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    lines[0] |= fields
+    (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@change("a smaller eps")
+def smaller(folder: Path) -> None:
+    edited_line(folder, eps=1e-4)
+
+
+@change("another label")
+def label(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    edited_line(folder, label=(lines[0]["label"] + 1) % 10)
+
+
+@change("another image")
+def image(folder: Path) -> None:
+    edited_line(folder, image="0" * 16)
+
+
+@change("an image of another failure")
+def swapped(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    edited_line(folder, evidence=lines[1]["evidence"])
+
+
+WANTED = {
+    "evidence files": ("evidence files", "verdicts.safetensors was changed"),
+    "a file too many": ("evidence files", "more.png is not listed"),
+    "a file too few": ("failures replayed", "its images are missing"),
+    "counts": ("counts", "the record says"),
+    "a smaller eps": ("failures replayed", "more than eps 0.0001"),
+    "another label": ("failures replayed", "wrong on its clean image"),
+    "another image": ("failures replayed", "not the one that was audited"),
+    "an image of another failure": ("failures replayed", "not the one that was audited"),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_what_was_changed_is_listed(name: str, audited: Path, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(audited, folder)
+    CHANGES[name](folder)
+    check, words = WANTED[name]
+    assert words in raised(folder)[check]
+
+
+def test_another_model_is_noticed(audited: Path, tmp_path: Path) -> None:
+    rc.train("digits", epochs=1, seed=5, out=tmp_path / "other", quiet=True)
+    found = raised(audited, model=str(tmp_path / "other"))
+    assert "the model given has" in found["model"] and "right on its attacked image" in found["failures replayed"]
+
+
+def test_the_command_line_lists_what_does_not_hold(capsys, audited: Path, tmp_path: Path) -> None:
+    from test_cli import call
+
+    assert call(capsys, "verify", str(audited), "-q")[0] == 0
+    folder = tmp_path / "copy"
+    shutil.copytree(audited, folder)
+    added(folder)
+    code, printed, _ = call(capsys, "verify", str(folder), "-q")
+    assert code == 3 and "RAISED  evidence files" in printed and "more.png is not listed" in printed
+    assert json.loads(call(capsys, "verify", str(audited), "-q", "--json")[1])[0]["status"] == "pass"
+    with pytest.raises(UserError, match="holds no evidence to replay"):
+        rc.verify(Path(json.loads((audited / "report.json").read_text())["options"]["model"]))
+
+
+def test_what_no_file_can_show_is_kept_as_floats_and_counted_apart(tmp_path: Path) -> None:
+    """At an eps below an 8-bit step no file differs from the clean one."""
+    model = trained(conv, seed=3)
+    images = patches(600, 5)
+    run = rc.audit(model, images, eps=0.9 / 255, sweep=False, effort="quick", explain=(), cases=2, quiet=True,
+                   out=tmp_path / "run")  # fmt: skip
+    assert run.evidence.failures == run.evidence.only_float >= 1 and run.evidence.eight_bit == 0
+    assert raised(tmp_path / "run", model=model) == {}
+    assert "no 8-bit image shows" in run.page.read_text()
+
+
+def test_rounding_is_undone_by_attacking_on_the_grid() -> None:
+    """On a linear model and a small eps, rounding towards the image undoes some successes; the grid finds some."""
+    linear = make_linear(5, (3, 6, 5), seed=1, dtype=torch.float32)
+    pixels = (torch.rand(150, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 255).round().to(torch.uint8)
+    with torch.no_grad():
+        images = ImageSet(pixels, linear(pixels / 255).argmax(1), tuple("abcde"))
+    eps = 2.9 / 255
+    with frozen(linear):
+        job = job_for(linear, images)
+        outcome = worst_case(job, plan_for("standard", "linf"), eps=eps)
+        settled = replayable(job, outcome)
+        grid = worst_case(job_for(linear, images, eight_bit=True), plan_for("standard", "linf"), eps=eps)
+    fell, on_grid = ~outcome.robust(eps), ~grid.robust(eps)
+    assert settled.withdrawn == 0 and torch.equal(~settled.outcome.robust(eps), fell)
+    assert torch.equal(settled.exact & fell, on_grid & fell) and 0 < int(on_grid.sum()) < int(fell.sum())
+    for row in settled.exact.nonzero().squeeze(1).tolist():
+        candidate = settled.outcome.candidate(row, eps) * 255
+        assert (candidate - candidate.round()).abs().max() < 1e-4
