@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcv import runs
-from robustcv.errors import UserError
+from robustcv import runs, stopping
+from robustcv.errors import INTERRUPTED, UserError
 from robustcv.records import Check, Record
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ class Run:
     def save(self, folder: Path | str) -> Path:
         """Write the run to an empty folder; gives the path of its page."""
         runs.open_folder(Path(folder), resume=False, fingerprint="")
-        return _write(Path(folder), self.record, self.files)
+        try:
+            return _write(Path(folder), self.record, self.files)
+        finally:
+            runs.release(folder)
 
     def _repr_html_(self) -> str:
         from robustcv import report
@@ -642,8 +645,11 @@ def compare(
     if names is not None and len(names) != 2:
         raise UserError("RCV-E084", f"{len(names)} names for two runs", "each run gets one", "--names before after")
     pair = None if names is None else (str(names[0]), str(names[1]))
-    result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
-    return _finish(result, out)
+    try:
+        result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
+        return _finish(result, out)
+    finally:
+        _release(out)
 
 
 def doctor(
@@ -764,7 +770,15 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _run(
+def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:
+    """Run a verb in its folder, and let go of the folder however that ends."""
+    try:
+        return _run_in(verb, options, out, *rest)
+    finally:
+        _release(out)
+
+
+def _run_in(
     verb: str,
     options: dict[str, Any],
     out: Path | str | None,
@@ -795,7 +809,7 @@ def _run(
         scientific = {name: value for name, value in kept.items() if name not in places}
         key = runs.fingerprint(verb, shown, scientific)
         state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
-        if resume and verb != "tune" and (Path(out) / "report.json").exists():  # finished but for, perhaps, its page
+        if resume and verb != "tune" and _finished(Path(out)):  # but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
             if not processes.is_first():
                 return Run(runs.load(out), runs.load_files(out))
@@ -803,16 +817,43 @@ def _run(
 
             report.write(out)
             return Run(runs.load(out), runs.load_files(out), Path(out))
-    result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))
+    try:
+        result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))
+    except stopping.Interrupted:
+        if out is None or not processes.is_first():
+            raise
+        result = _nothing_yet(verb)
     defaults = _defaults(globals()[verb])
     given = [name for name, value in kept.items() if value != defaults.get(name)]
     files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, [*given, "model", "data"])}
     record = result.record.model_copy(update={"options": {**shown, **result.record.options}})
+    if stopping.asked():
+        record = record.model_copy(update={"verdict": "INCOMPLETE", "exit_code": INTERRUPTED})
     if not processes.is_first():
         return Run(record, files, classifier=result.classifier)
     run = _finish(type(result)(record, files, result.classifier), out)
-    state.clear()
+    if not stopping.asked():
+        state.clear()
     return run
+
+
+def _release(out: Path | str | None) -> None:
+    if out is not None:
+        runs.release(out)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "report.json").exists() and runs.load(folder).verdict != "INCOMPLETE"
+
+
+def _nothing_yet(verb: Any) -> "Result":
+    """Make the record of a run that was stopped before it had a figure."""
+    import torch
+
+    from robustcv.verbs.prepare import Clock, Result, version
+
+    environment = Clock().environment(torch.device("cpu"))
+    return Result(Record(verb=verb, version=version(), verdict="INCOMPLETE", environment=environment))
 
 
 def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any]) -> None:

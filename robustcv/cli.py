@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from robustcv import __version__, api, errors, launch, runs
+from robustcv import __version__, api, errors, launch, runs, stopping
 from robustcv.errors import UserError
 
 CONFIG_HELP = "Read options from a TOML file with the same keys; the command line wins."
@@ -150,6 +150,8 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
         run = verb(**given)
     if run.folder is None:  # one of several processes, and not the first
         return errors.DONE
+    if run.record.verdict == "INCOMPLETE":
+        print(f"interrupted; go on with the same command, -o {run.folder} and --resume", file=sys.stderr)
     print(runs.to_json(run.record).decode() if as_json else run.page)
     return int(run.record.exit_code)
 
@@ -359,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
+    stopping.listen()
     code = _run(arguments)
     launch.leave(code)
     # torchrun would report a code as a crash; whoever started it reads the file

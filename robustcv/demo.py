@@ -28,5 +28,6 @@ def run(folder: Path, *, data: str, eps: str, n: int, epochs: int, seed: int, qu
         with progress.stage("compare", 1) as advance:
             made = api.compare(folder / "audit", hardened, names=("standard", "hardened"), out=folder / "compare")
             advance(1)
+    runs.release(folder)
     assert made.page is not None
     return made.page

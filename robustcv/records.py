@@ -461,6 +461,7 @@ class Environment(_Frozen):
     started: str
     seconds: float
     command: str
+    notes: tuple[str, ...] = Field(default=(), description="how the work differed from what was asked for")
 
 
 class Record(_Frozen):

@@ -1,16 +1,19 @@
 """The run folder: atomic writes, state for resuming, evidence with hashes, options with their origin."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +25,36 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a power cut, sees the old content or the new, never a half."""
+    """Write a file so that a reader, or a power cut, sees the old content or the new, never a half.
+
+    Raises
+    ------
+    UserError
+        If the disk is full, or the folder cannot be written; the old content is still there.
+    """
+    with _telling_of_disks(path):
+        _replace(path, data)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def _telling_of_disks(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_CLOSED):
+            raise
+        fix = "make room, then the same command with --resume goes on" if error.errno in _FULL else "choose another -o"
+        why = f"{error.strerror}; nothing that was there is lost"
+        raise UserError("RCV-E113", f"{path} could not be written", why, fix) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -36,6 +66,49 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+
+
+_held: dict[Path, IO[str]] = {}  # the locks of this process; the kernel lets go of them when it ends, however it does
+
+
+def _hold(folder: Path) -> None:
+    """Lock a run folder for this process, and write down whose it is.
+
+    Raises
+    ------
+    UserError
+        If another process works in it.
+    """
+    if folder.resolve() in _held:
+        return
+    path = folder / "state" / "owner"
+    with _telling_of_disks(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        raise UserError(
+            "RCV-E114",
+            f"{folder} is in use by {owner}",
+            "two runs in one folder would overwrite each other",
+            "wait for it, or name another folder with -o",
+        ) from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}, since {datetime.now(UTC).isoformat(timespec='seconds')}\n")
+    lock.flush()
+    _held[folder.resolve()] = lock
+
+
+def release(folder: Path | str) -> None:
+    """Let go of a run folder; does nothing where it is not held."""
+    lock = _held.pop(Path(folder).resolve(), None)
+    if lock is not None:
+        lock.truncate(0)
+        lock.close()
 
 
 def default_folder(verb: str, slug: str, root: Path | str = "reports") -> Path:
@@ -58,8 +131,11 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
         If the folder holds another run, or the options differ from those the state was made with.
     """
     mark = folder / "state" / "fingerprint"
-    beginnings = {mark, folder / "state" / "inputs"}  # a run that stopped before it did any work leaves only these
-    if folder.exists() and any(path not in beginnings for path in folder.rglob("*") if path.is_file()):
+    begun = ("fingerprint", "inputs", "owner")  # a run that stopped before it did any work leaves only these
+    beginnings = {folder / "state" / name for name in begun}
+    with _telling_of_disks(folder):
+        used = folder.exists() and any(path not in beginnings for path in folder.rglob("*") if path.is_file())
+    if used:
         if not resume:
             raise UserError(
                 "RCV-E020",
@@ -69,7 +145,9 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
             )
         if mark.exists() and mark.read_text() != fingerprint:
             raise _other_run(folder)
+        _hold(folder)
     else:
+        _hold(folder)
         (folder / "state" / "inputs").unlink(missing_ok=True)
     write_atomic(mark, fingerprint.encode())
     return State(folder / "state")
@@ -168,6 +246,16 @@ def save(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:
 def to_json(record: Record) -> bytes:
     """Serialise a record; stable, so that equal records give equal bytes."""
     return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+VOLATILE = ("seconds", "started", "command", "runs", "p50", "p95")  # what differs between two runs that are the same
+
+
+def comparable(raw: Any) -> Any:
+    """Take out of a record's JSON, at any depth, what may differ between two runs that are the same."""
+    if isinstance(raw, dict):
+        return {key: comparable(value) for key, value in raw.items() if key not in VOLATILE}
+    return [comparable(each) for each in raw] if isinstance(raw, list) else raw
 
 
 def load(folder: Path | str) -> Record:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from robustcv import stopping
 from robustcv.errors import UserError
 
 Advance = Callable[[int], None]
@@ -85,8 +86,25 @@ class Progress:
         return f"{label} (about {(time.monotonic() - self._start) / done * left:.0f} s left in all)"
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
-        """Show one stage of ``total`` units; yields the function that advances it."""
+    def stage(self, name: str, total: int, *, stops: bool = True) -> Iterator[Advance]:
+        """Show one stage of ``total`` units; yields the function that advances it.
+
+        Parameters
+        ----------
+        stops
+            Advancing is where the stage stops when the user asks to; False: its work looks for that itself.
+        """
+        with self._shown(name, total) as show:
+
+            def advance(units: int) -> None:
+                show(units)
+                if stops:
+                    stopping.at_boundary()
+
+            yield advance
+
+    @contextmanager
+    def _shown(self, name: str, total: int) -> Iterator[Advance]:
         self.stage_number += 1
         if self.quiet:
             yield lambda _: None
@@ -139,6 +157,31 @@ def _bar():  # type: ignore[no-untyped-def]  # the type would import rich for ev
         yield bar
 
 
+_notes: list[str] = []
+
+
+def note(text: str) -> None:
+    """Tell the user on stderr, once, and the record of this run, how the work differs from what was asked for."""
+    if text not in _notes:
+        _notes.append(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+def notes() -> tuple[str, ...]:
+    """Give the notes of this run."""
+    return tuple(_notes)
+
+
+def forget_notes() -> None:
+    """Begin a run without notes."""
+    _notes.clear()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that there was too little memory, on a GPU or the CPU."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def chunk_size(images: torch.Tensor, rows: int | None) -> int:
     """Give the number of images to send through at a time: as asked, or what their size suggests."""
     return rows if rows is not None else max(1, min(256, VALUES_AT_A_TIME // images[0].numel()))
@@ -157,10 +200,11 @@ def in_chunks(run: Callable[[slice], Result], total: int, rows: int) -> list[Res
     while start < total:
         try:
             results.append(run(slice(start, min(start + rows, total))))
-        except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
-            if rows == 1 or not (isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)):
+        except RuntimeError as error:
+            if rows == 1 or not out_of_memory(error):
                 raise
-            rows = max(1, rows // 2)
+            rows = max(1, min(rows, total - start) // 2)
+            note(f"memory did not suffice; going on with {rows} images at a time")
             continue
         start += rows
     return results

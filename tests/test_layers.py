@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "robustcv"
 
 LINES: list[set[str]] = [
-    {"errors", "stats", "records", "runs", "launch"},
+    {"errors", "stats", "records", "runs", "launch", "stopping"},
     {"classifier", "runtime", "draws", "processes"},
     {"folding"},
     {"data"},
@@ -30,6 +30,7 @@ METHODS = {
     "draws",
     "processes",
     "folding",
+    "stopping",
 }  # all that attacks, explainers and training may use
 ONLY = {
     "report": {"errors", "stats", "records", "runs"},
@@ -39,7 +40,7 @@ ONLY = {
     "measures": METHODS,
     "training": METHODS,
 }
-TORCH_FREE = ("errors", "stats", "records", "runs", "launch", "report", "api", "cli", "__init__")
+TORCH_FREE = ("errors", "stats", "records", "runs", "launch", "stopping", "report", "api", "cli", "__init__")
 
 
 def room_of(path: Path) -> str:

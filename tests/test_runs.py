@@ -108,7 +108,7 @@ def test_the_saved_adversarials_fool_the_saved_model_when_read_back(trained: Pat
 
 
 def test_state_is_forgotten_when_the_run_is_finished(audited: Path) -> None:
-    assert sorted(p.name for p in (audited / "state").iterdir()) == ["fingerprint", "inputs"]
+    assert sorted(p.name for p in (audited / "state").iterdir()) == ["fingerprint", "inputs", "owner"]
 
 
 def test_resuming_with_other_options_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from robustcv import processes, stats
 from robustcv.classifier import right
 from robustcv.data import Images
 from robustcv.records import CalibrationBin, Metric
-from robustcv.runtime import Advance
+from robustcv.runtime import Advance, in_chunks
 
 BINS = 15
 
@@ -54,8 +54,14 @@ def predict(
     batches = images.batches(batch_size, processes.own_share(rows))
 
     def answer(part: Tensor) -> Tensor:
+        batch = next(batches)[0].to(device)
+
+        def ask(rows: slice) -> Tensor:
+            logits: Tensor = classifier(batch[rows]).float().cpu()
+            return logits
+
         with torch.no_grad():
-            logits: Tensor = classifier(next(batches)[0].to(device)).float().cpu()
+            logits = torch.cat(in_chunks(ask, len(part), len(part)))
         advance(len(part))
         return logits
 

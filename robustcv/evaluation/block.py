@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustcv import draws, runs
+from robustcv import draws, runs, runtime
 from robustcv.attacks import is_minimum_norm
 from robustcv.attacks.losses import margin, wrong_classes
 from robustcv.attacks.norms import NORMS, Norm
@@ -80,8 +80,8 @@ def attack_rows(
             if round_number >= ranked.shape[1]:
                 break  # there are not that many wrong classes
             targets = ranked[places, round_number]
-        part = _attack_batch(job, planned, eps, batch, targets, purpose, options)
-        parts.append(replace(part, forward=part.forward + extra))
+        made = _fitting(job, planned, eps, batch, targets, purpose, options)
+        parts += [replace(made[0], forward=made[0].forward + extra), *made[1:]]
     if not parts:
         no_rows, picture, none = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
         return Attacked(no_rows, none.bool(), none, none, no_rows, picture, torch.empty(0, 0).long(), 0, 0, 0.0)
@@ -99,11 +99,36 @@ def attack_rows(
     )
 
 
+def _fitting(
+    job: Job,
+    planned: Planned,
+    eps: float,
+    rows: Tensor,
+    targets: Tensor | None,
+    purpose: str,
+    options: Mapping[str, Any],
+) -> list[Attacked]:
+    """Attack one batch, in halves where memory does not suffice; an image's verdict does not depend on its batch."""
+    try:
+        return [_attack_batch(job, planned, eps, rows, targets, purpose, options)]
+    except RuntimeError as error:
+        if len(rows) == 1 or not runtime.out_of_memory(error):
+            raise
+    half = len(rows) // 2  # outside the except clause, which holds on to the memory of what failed
+    runtime.note(f"memory did not suffice for {planned.name}; going on with {half} images at a time")
+    parts = []
+    for k in (slice(None, half), slice(half, None)):
+        some = None if targets is None else targets[k]
+        parts += _fitting(job, planned, eps, rows[k], some, purpose, options)
+    return parts
+
+
 def _rank(job: Job, rows: Tensor) -> Tensor:
     """Rank the wrong classes of some clean images, with a forward pass of their own."""
     clean, labels = next(job.images.take(rows).batches(len(rows)))
     with torch.no_grad():
-        return wrong_classes(job.classifier(clean.to(job.device)), labels.to(job.device)).cpu()
+        logits = runtime.in_chunks(lambda some: job.classifier(clean[some].to(job.device)).cpu(), len(rows), len(rows))
+        return wrong_classes(torch.cat(logits), labels)
 
 
 def _attack_batch(

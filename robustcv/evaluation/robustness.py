@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustcv import processes
+from robustcv import processes, stopping
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import probe
 from robustcv.evaluation.replay import Replayable
@@ -39,7 +39,7 @@ def measure(
         The worst case over everything that was run, and the flags.
     """
     outcome = worst_case(job, plan, eps=eps, sweep=sweep)
-    if black_box:
+    if black_box or stopping.asked():
         return outcome, ()
     probed = processes.agreed(probe(job, outcome, plan))  # a model with random answers must not divide the processes
     outcome = probed.outcome

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from robustcv import processes
+from robustcv import processes, stopping
 from robustcv.attacks.losses import margin
 from robustcv.evaluation.accuracy import proportion, share
 from robustcv.evaluation.block import Attacked, attack_rows, load_saved, save
@@ -177,11 +177,13 @@ def _at_eps(
 
         def attacked(number: int, planned: Planned = planned, where: "_Where" = where) -> list[Attacked]:
             done = _on_block(job, planned, where, standing, number, blocks[number], open_rows)
+            if not done:  # asked to stop
+                return done
             job.advance(len(blocks[number]) * planned.weight * processes.size())
             return done
 
         for rounds in processes.shared(range(len(blocks)), attacked):
-            total.attempted += len(rounds[0].rows)
+            total.attempted += len(rounds[0].rows) if rounds else 0
             for done in rounds:
                 total.add(done)
                 fell = _note(standing, place, eps, done)  # once more for own blocks, which changes nothing
@@ -225,6 +227,8 @@ def _on_block(
         run = f"{where.reason}{where.tag}-{planned.name}-{where.place}-{job.norm}-{where.eps.hex()}"
         key = f"{run}-{number}-{round_number}"
         done = load_saved(job.state, key)
+        if done is None and stopping.asked():
+            break
         if done is None:
             own = f"{where.reason}-{where.place}-{purpose}"  # the same attack again starts elsewhere
             done = attack_rows(job, planned, where.eps, todo, block, ranked, round_number, own, options)

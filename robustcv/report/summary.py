@@ -35,7 +35,12 @@ def kicker(record: Record) -> str:
 
 def sentence(record: Record) -> str:
     """Write the verdict in one sentence."""
-    return _SENTENCES[record.verb](record)
+    if record.verdict != "INCOMPLETE":
+        return _SENTENCES[record.verb](record)
+    go_on = "The same command with --resume goes on."
+    if record.model is None and record.comparison is None:
+        return f"Interrupted before there was a figure. {go_on}"
+    return f"Interrupted, and this is what there was by then. {_SENTENCES[record.verb](record)} {go_on}"
 
 
 def _audit_sentence(record: Record) -> str:
@@ -148,6 +153,8 @@ def paired_headline(record: Record) -> PairedMetric | None:
 
 def tiles(record: Record) -> tuple[Tile, ...]:
     """Give the four figures of the first screen."""
+    if record.verdict == "INCOMPLETE" and record.model is None:
+        return ()
     if record.comparison is not None:
         return _compare_tiles(record)
     clean = record.metric("clean_accuracy")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from robustcv import processes
+from robustcv import processes, stopping
 from robustcv.classifier import has_batch_norm
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
@@ -127,6 +127,11 @@ def fit(
     while run.trained < recipe.epochs and stopped is None:
         try:
             result = run.epoch(run.trained)
+        except stopping.Interrupted:
+            if not run.best.weights:
+                raise
+            stopped = "the user asked to stop"
+            break
         except Diverged as error:
             if not run.best.weights:
                 raise

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import processes, records, runs, stats
+from robustcv import processes, records, runs, stats, stopping
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
@@ -24,7 +24,7 @@ from robustcv.evaluation.cost import cost
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
-from robustcv.evaluation.replay import replayable
+from robustcv.evaluation.replay import Replayable, replayable
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.stability import stability
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
@@ -112,7 +112,7 @@ def audit(
         classifier = plain if options["eot"] == 1 else Eot(plain, options["eot"]).eval()
         predictions = _predict(classifier, chosen, device, options["batch_size"], progress)
         checks: tuple[records.Check, ...] = ()
-        if not options["skip_preflight"]:
+        if not options["skip_preflight"] and not stopping.asked():
             with progress.stage("preflight", 1):
                 checks = preflight(
                     classifier,
@@ -128,7 +128,7 @@ def audit(
                 )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
-        with progress.stage("attacks", work) as advance:
+        with progress.stage("attacks", work, stops=False) as advance:
             job = Job(
                 classifier,
                 chosen,
@@ -142,18 +142,28 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
-        with progress.stage("evidence", int((outcome.broken_by >= 0).sum())) as advance:
-            settled = replayable(job, outcome, advance=advance)
-        outcome = settled.outcome
-        certified = _certified(job, outcome, options["certify"], method_options, progress)
+        settled = stopping.unless_asked(lambda: _settled(job, outcome, progress), None)
+        outcome = outcome if settled is None else settled.outcome
+        certified: tuple[records.Certified, ...] = ()
+        certified = stopping.unless_asked(
+            lambda: _certified(job, outcome, options["certify"], method_options, progress), certified
+        )
         flags = (*flags, contradictions(certified)) if certified else flags
-        beyond = _beyond(job, options, method_options, patch_images, progress)
+        beyond = stopping.unless_asked(lambda: _beyond(job, options, method_options, patch_images, progress), _Beyond())
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
-        cases, explanations, files = explain_cases(classifier, drawn, explain, method_options, progress=progress, **run)
+        cases, explanations, files = stopping.unless_asked(
+            lambda: explain_cases(classifier, drawn, explain, method_options, progress=progress, **run),
+            explain_cases(classifier, drawn, (), {}, progress=progress, **run),
+        )
         radii = [each for each in sweep if each <= headline * (1 + 1e-9)]
-        stable = _stable(job, predictions, explain, method_options, radii, options, progress)
+        stable: tuple[records.StabilityRow, ...] = ()
+        stable = stopping.unless_asked(
+            lambda: _stable(job, predictions, explain, method_options, radii, options, progress), stable
+        )
         first = next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device)
-        spent = processes.by_first(lambda: cost(plain, first, black_box=black_box))  # alone, so that it is not slowed
+        spent = processes.by_first(  # alone, so that it is not slowed
+            lambda: stopping.unless_asked(lambda: cost(plain, first, black_box=black_box), None)
+        )
     error, bins = calibration(predictions, seed=options["seed"])
     metrics = (
         proportion("clean_accuracy", predictions.correct),
@@ -168,7 +178,7 @@ def audit(
     gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
     verdict, exit_code = conclude(gates, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
-    kept, evidence = evidence_of(chosen, settled)
+    kept, evidence = (None, {}) if settled is None else evidence_of(chosen, settled)
     files |= evidence
     answered = len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]
     record = records.Record(
@@ -181,7 +191,7 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
-        passes=passes(outcome, (*checks, *flags, *beyond.others, settled), answered),
+        passes=passes(outcome, (*checks, *flags, *beyond.others, *([settled] if settled else [])), answered),
         preflight=checks,
         flags=flags,
         corruptions=beyond.corruptions,
@@ -245,6 +255,11 @@ def _fast(classifier: nn.Module, images: ImageSet, device: torch.device) -> nn.M
     """Fold what can be folded, checked on a few images."""
     few, _ = next(images.take(torch.arange(min(32, len(images)))).batches(32))
     return folded(classifier, few.to(device))
+
+
+def _settled(job: Job, outcome: WorstCase, progress: Progress) -> Replayable:
+    with progress.stage("evidence", int((outcome.broken_by >= 0).sum())) as advance:
+        return replayable(job, outcome, advance=advance)
 
 
 def _certified(

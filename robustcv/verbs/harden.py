@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from robustcv import processes, runs
+from robustcv import processes, runs, stopping
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import Classifier
 from robustcv.data import Images
@@ -77,9 +77,12 @@ def harden(
         progress.say("these images have no test split, so nothing is audited before and after")
     before = _audited("before", loaded.classifier, sets, options, audit_defaults, out, progress) if audits else None
     result = run_training("harden", hardened, sets, options, device, state, progress, clock, begun=True)
-    if before is None or result.classifier is None:
+    if before is None or result.classifier is None or stopping.asked():
         return result
-    after = _audited("after", result.classifier, sets, options, audit_defaults, out, progress)
+    try:
+        after = _audited("after", result.classifier, sets, options, audit_defaults, out, progress)
+    except stopping.Interrupted:
+        return result
     compared = compare(before, after, names=("before", "after"), force=True)
     record = result.record.model_copy(
         update={
@@ -152,9 +155,11 @@ def _audited(
             return Saved.read(folder)
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
+    stopping.at_boundary()  # half an audit is none
     described = {"model": name, "data": sets.spec, **found.record.options}
     record = found.record.model_copy(update={"training": None, "options": described})
     if folder is not None and processes.is_first():
         runs.save(folder, record, found.files)
         kept.clear()
+        runs.release(folder)
     return Saved(str(folder or name), record, found.files)

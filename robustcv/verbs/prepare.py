@@ -47,6 +47,7 @@ class Clock:
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self._start = time.monotonic()
+        runtime.forget_notes()
 
     def environment(self, device: torch.device) -> records.Environment:
         """Describe where the run was made and how long it took."""
@@ -59,6 +60,7 @@ class Clock:
             started=self.started.isoformat(timespec="seconds"),
             seconds=time.monotonic() - self._start,
             command=" ".join(["robustcv", *sys.argv[1:]]) if sys.argv[0].endswith("robustcv") else "python",
+            notes=runtime.notes(),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from robustcv import processes, records, runs
+from robustcv import processes, records, runs, stopping
 from robustcv.classifier import Classifier, has_batch_norm
 from robustcv.data import Images
 from robustcv.data.augment import AUGMENTATIONS
@@ -143,7 +143,8 @@ def run_training(
     finished = Loaded(classifier, loaded.source, loaded.architecture, described, loaded.class_names)
     metrics, data = _test_once(classifier, sets, options, device, progress)
     files = {"model.safetensors": weights, "model.json": json.dumps(described, indent=1).encode()}
-    checks = _exported(classifier, sets, options.get("export", ()), files, progress)
+    export = () if stopping.asked() else options.get("export", ())
+    checks = _exported(classifier, sets, export, files, progress)
     record = records.Record(
         verb=verb,
         version=version(),
@@ -363,7 +364,7 @@ def _test_once(
     progress: Progress,
 ) -> tuple[tuple[records.Metric, ...], records.Data | None]:
     """Read the test split, for the first and only time; without one nothing is claimed."""
-    if sets.test is None:
+    if sets.test is None or stopping.asked():
         return (), None
     test = sets.test
     with judged(classifier), progress.stage("test accuracy", len(test)) as advance:

@@ -37,6 +37,7 @@ def reproduce(record: Record, files: Files) -> Section | None:
         told += f", {kept.only_float:,} that no 8-bit image shows, as floats" if kept.only_float else ""
         told += f"; {kept.withdrawn:,} withdrawn, which the image alone did not repeat" if kept.withdrawn else ""
         identity += [("evidence", told), ("replay it", "robustcv verify, with this folder")]
+    identity += [("note", text) for text in environment.notes]
     if record.passes.forward:
         identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))

@@ -1,0 +1,287 @@
+"""Runs that are stopped, killed, starved or crowded lose nothing, and end with the numbers of one that was not."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from honest_models import conv, patches
+from honest_models import trained as train_patches
+from test_worst_case import job_for
+
+import robustcv as rc
+from robustcv import runs, runtime, stopping
+from robustcv.classifier import frozen
+from robustcv.errors import UserError
+from robustcv.evaluation.accuracy import predict
+from robustcv.evaluation.plans import plan_for
+from robustcv.evaluation.worst_case import worst_case
+
+COMMAND = [sys.executable, "-m", "robustcv.cli"]
+
+
+def commands(trained: Path) -> dict[str, list[str]]:
+    model = ["--model", str(trained)]
+    return {
+        "train": ["train", "--data", "digits", "--epochs", "5", "-q"],
+        "harden": ["harden", *model, "--epochs", "2", "-n", "60", "--eps", "8/255", "-q"],
+        "audit": ["audit", *model, "--data", "digits", "-n", "200", "--batch-size", "16", "--eps", "8/255", "-q"],
+        "explain": ["explain", *model, "--data", "digits", "-n", "24", "--methods", "ig,shapley,rise",
+                    "--batch-size", "4", "-q"],
+    }  # fmt: skip
+
+
+def numbers_of(folder: Path) -> dict:
+    return runs.comparable(json.loads((folder / "report.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def straight(trained: Path, tmp_path_factory):
+    """Give each verb's run that nothing disturbed, and how long it took; made when it is asked for."""
+    made = {}
+
+    def of(verb: str) -> tuple[Path, float]:
+        if verb not in made:
+            folder = tmp_path_factory.mktemp("straight") / verb
+            start = time.monotonic()
+            subprocess.run([*COMMAND, *commands(trained)[verb], "-o", str(folder)], check=True, capture_output=True)
+            made[verb] = folder, time.monotonic() - start
+        return made[verb]
+
+    return of
+
+
+KILLS = {"train": 6, "harden": 6, "audit": 8, "explain": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [
+        pytest.param(verb, k, marks=[] if (verb, k) in (("audit", 0), ("explain", 0)) else pytest.mark.every_case)
+        for verb, many in KILLS.items()
+        for k in range(many)
+    ],
+)
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_numbers(verb, number, straight, trained, tmp_path) -> None:
+    whole, seconds = straight(verb)
+    folder = tmp_path / "killed"
+    command = [*COMMAND, *commands(trained)[verb], "-o", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    share = (number + random.Random(f"{verb}{number}").random()) / KILLS[verb]
+    time.sleep((0.3 + 0.65 * share) * seconds)  # before that it is loading its libraries
+    process.kill()
+    process.wait()
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert numbers_of(folder) == numbers_of(whole)
+    for name in ("model.safetensors", "cases.jsonl", "evidence/broken.zip", "evidence/heatmaps.safetensors"):
+        assert (whole / name).exists() == (folder / name).exists()
+        assert not (whole / name).exists() or (whole / name).read_bytes() == (folder / name).read_bytes()
+
+
+def interrupted_at(monkeypatch, module, name: str, count: int) -> None:
+    """Let the user press Ctrl-C when a function is called for the so-manieth time."""
+    function, calls = getattr(module, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            stopping._asked.set()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+@pytest.fixture(autouse=True)
+def nobody_asked():
+    yield
+    stopping._asked.clear()
+
+
+OPTIONS = {"n": 100, "eps": "16/255", "cases": 4, "batch_size": 8, "quiet": True}
+
+
+def test_one_ctrl_c_in_an_audit_gives_a_page_of_what_there_is(trained, tmp_path, monkeypatch) -> None:
+    from robustcv.evaluation import worst_case as module
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, module, "attack_rows", 4)
+        run = rc.audit(str(trained), "digits", out=out, **OPTIONS)
+    assert (run.verdict, run.exit_code) == ("INCOMPLETE", 130)
+    robust, clean = run.record.metric("robust_accuracy"), run.record.metric("clean_accuracy")
+    assert robust.count <= clean.count and run.explanations == () and run.flags == () and run.evidence is None
+    page = run.page.read_text()
+    assert "INCOMPLETE" in page and "Interrupted, and this is what there was by then" in page and "--resume" in page
+    stopping._asked.clear()
+    resumed = rc.audit(str(trained), "digits", out=out, resume=True, **OPTIONS)
+    whole = rc.audit(str(trained), "digits", out=tmp_path / "whole", **OPTIONS)
+    assert numbers_of(out) == numbers_of(tmp_path / "whole") and resumed.verdict == whole.verdict == "NO GATE"
+    assert resumed.evidence.failures > 0
+
+
+def test_one_ctrl_c_in_training_keeps_the_finished_epochs(tmp_path, monkeypatch) -> None:
+    out, options = tmp_path / "run", {"epochs": 3, "quiet": True}
+    with monkeypatch.context() as patch:
+        interrupted_at(
+            patch, sys.modules["robustcv.training.fit"], "validate", 2
+        )  # in the second epoch; the third one stops at its first batch
+        run = rc.train("digits", out=out, **options)
+    assert run.verdict == "INCOMPLETE" and len(run.training.epochs) == 2 and (out / "model.safetensors").exists()
+    assert run.training.stopped == "the user asked to stop" and "INCOMPLETE" in run.page.read_text()
+    stopping._asked.clear()
+    rc.train("digits", out=out, resume=True, **options)
+    rc.train("digits", out=tmp_path / "whole", **options)
+    assert numbers_of(out) == numbers_of(tmp_path / "whole")
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["audit", "explain", "train"])
+def test_a_ctrl_c_before_the_first_figure_gives_a_page_too(verb, trained, tmp_path) -> None:
+    stopping._asked.set()
+    out = tmp_path / "run"
+    calls = {
+        "audit": lambda: rc.audit(str(trained), "digits", n=60, quiet=True, out=out),
+        "explain": lambda: rc.explain(str(trained), "digits", n=10, quiet=True, out=out),
+        "train": lambda: rc.train("digits", epochs=1, quiet=True, out=out),
+    }
+    run = calls[verb]()
+    assert run.verdict == "INCOMPLETE" and "Interrupted before there was a figure" in run.page.read_text()
+
+
+@pytest.mark.slow
+def test_the_command_line_exits_with_130_and_a_second_ctrl_c_stops_at_once(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    arguments = ["audit", "--model", str(trained), "--data", "digits", "--batch-size", "4", "--effort", "autoattack"]
+    process = subprocess.Popen([*COMMAND, *arguments, "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    while len(list((out / "state").glob("plan-*"))) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, talk = process.communicate(timeout=60)
+    assert process.returncode == 130 and printed.splitlines()[-1] == str(out / "report.html")
+    assert "stopping after this batch" in talk and "--resume" in talk and "Traceback" not in talk
+    assert runs.load(out).verdict == "INCOMPLETE" and runs.load(out).exit_code == 130
+
+
+class Hungry(torch.nn.Module):
+    """Has no memory for more than a few images at a time."""
+
+    def __init__(self, inner: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most, self.refused = inner, most, 0
+
+    def forward(self, images):
+        if len(images) > self.most:
+            self.refused += 1
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self.inner(images)
+
+
+def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(capsys) -> None:
+    runtime.forget_notes()
+    model, images = train_patches(conv, seed=3), patches(90, 5)
+    hungry = Hungry(model, 10).eval()
+    with frozen(model), frozen(hungry):
+        plain = worst_case(job_for(model, images), plan_for("standard", "linf"), eps=4 / 255)
+        job = job_for(model, images)
+        starved = worst_case(
+            type(job)(**{**vars(job), "classifier": hungry}), plan_for("standard", "linf"), eps=4 / 255
+        )
+        predictions = predict(hungry, images, batch_size=64, device=torch.device("cpu"))
+    assert hungry.refused > 3 and torch.equal(plain.broken_at, starved.broken_at)
+    assert torch.equal(plain.broken_by, starved.broken_by) and torch.allclose(
+        predictions.logits, job.predictions.logits, atol=1e-5
+    )
+    assert "memory did not suffice" in capsys.readouterr().err and runtime.notes()
+    with pytest.raises(torch.cuda.OutOfMemoryError), frozen(hungry):
+        hungry.most = 0
+        worst_case(type(job)(**{**vars(job), "classifier": hungry}), plan_for("quick", "linf"), eps=4 / 255)
+
+
+def test_two_runs_cannot_share_a_folder(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    code = (
+        f"import time; from robustcv import runs; from pathlib import Path; place = Path({str(out)!r}); "
+        "runs.open_folder(place, resume=False, fingerprint='x'); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"is in use by process {other.pid} on "):
+            runs.open_folder(out, resume=True, fingerprint="x")
+    finally:
+        other.kill()
+        other.communicate()
+    runs.open_folder(out, resume=True, fingerprint="x")  # the lock of a process that was killed is gone
+    runs.release(out)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(trained, tmp_path) -> None:
+    """No file may grow beyond 40 kB: the kernel refuses, as it does on a full disk."""
+    out = tmp_path / "run"
+    arguments = [
+        "audit",
+        "--model",
+        str(trained),
+        "--data",
+        "digits",
+        "-n",
+        "60",
+        "--eps",
+        "16/255",
+        "-q",
+        "-o",
+        str(out),
+    ]
+
+    def small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, preexec_fn=small_disk)
+    assert done.returncode == 2 and "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert "make room, then the same command with --resume goes on" in done.stderr
+    assert not (out / "report.json").exists() and not list(out.rglob(".*"))
+    again = subprocess.run([*COMMAND, *arguments, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/robustcv", str(tmp_path / "file" / "run"), str(tmp_path / ("x" * 300))):
+        with pytest.raises(UserError, match="could not be written"):
+            rc.train("digits", epochs=1, quiet=True, out=place)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch) -> None:
+    import datetime as real
+
+    class Backwards(real.datetime):
+        turns = 0
+
+        @classmethod
+        def now(cls, zone=None):
+            cls.turns += 1
+            return real.datetime(2026, 1, 1, tzinfo=zone) - real.timedelta(days=cls.turns)
+
+    from robustcv.verbs import prepare
+
+    monkeypatch.setattr(runs, "datetime", Backwards)
+    monkeypatch.setattr(prepare, "datetime", Backwards)
+    monkeypatch.setattr(time, "time", lambda: -1e9)
+    first = runs.default_folder("audit", "x", tmp_path)
+    first.mkdir()
+    Backwards.turns -= 1
+    assert runs.default_folder("audit", "x", tmp_path) != first
+    run = rc.audit(train_patches(conv, seed=3), patches(30, 5), eps="2/255", effort="quick", sweep=False, explain=(),
+                   cases=2, quiet=True, out=tmp_path / "run")  # fmt: skip
+    assert run.environment.seconds > 0 and all(each.seconds >= 0 for each in run.attacks)
