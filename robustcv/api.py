@@ -1,13 +1,14 @@
 """The verbs as functions. Each returns a `Run`; with ``out`` it also writes the run folder and its page."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcv import runs, stopping
+from robustcv import launch, runs, stopping
 from robustcv.errors import INTERRUPTED, UserError
 from robustcv.records import Check, Record
 
@@ -640,16 +641,14 @@ def compare(
     from robustcv.verbs.compare import compare as verb
     from robustcv.verbs.pairing import Saved
 
-    if out is not None:
-        runs.open_folder(Path(out), resume=False, fingerprint="")
     if names is not None and len(names) != 2:
         raise UserError("RCV-E084", f"{len(names)} names for two runs", "each run gets one", "--names before after")
     pair = None if names is None else (str(names[0]), str(names[1]))
-    try:
+    with _leaving(out):
+        if out is not None:
+            runs.open_folder(Path(out), resume=False, fingerprint="")
         result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
         return _finish(result, out)
-    finally:
-        _release(out)
 
 
 def doctor(
@@ -771,11 +770,25 @@ def _plain(value: Any) -> Any:
 
 
 def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:
-    """Run a verb in its folder, and let go of the folder however that ends."""
-    try:
+    """Run a verb in its folder."""
+    with _leaving(out):
         return _run_in(verb, options, out, *rest)
+
+
+@contextlib.contextmanager
+def _leaving(out: Path | str | None) -> Iterator[None]:
+    """Let go of a run folder however the work in it ends; a mistake of the user's leaves no empty one behind."""
+    try:
+        yield
+    except UserError:
+        if out is not None:
+            runs.release(out)
+            if not launch.one_of_several():
+                runs.discard_if_unused(out)
+        raise
     finally:
-        _release(out)
+        if out is not None:
+            runs.release(out)
 
 
 def _run_in(
@@ -835,11 +848,6 @@ def _run_in(
     if not stopping.asked():
         state.clear()
     return run
-
-
-def _release(out: Path | str | None) -> None:
-    if out is not None:
-        runs.release(out)
 
 
 def _finished(folder: Path) -> bool:

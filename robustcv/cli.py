@@ -233,7 +233,7 @@ def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
     """Run the checks of `doctor` and print each; 4 where one is raised."""
     given.pop("config", None)
     as_json = given.pop("as_json", False)
-    given["eps"] = list(given["eps"])
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return _told(verb(**given), as_json, errors.INCONCLUSIVE)
 
 

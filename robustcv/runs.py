@@ -103,6 +103,23 @@ def _hold(folder: Path) -> None:
     _held[folder.resolve()] = lock
 
 
+_BEGINNINGS = ("fingerprint", "inputs", "owner")  # a run that stopped before it did any work leaves only these
+
+
+def discard_if_unused(folder: Path | str) -> None:
+    """Remove a run folder in which no work was done yet."""
+    state = Path(folder) / "state"
+    left = {path for path in Path(folder).rglob("*") if path != state} if state.is_dir() else set()
+    if left and left <= {state / name for name in _BEGINNINGS}:
+        for path in left:
+            path.unlink()
+        with contextlib.suppress(OSError):  # somebody has put something there just now
+            state.rmdir()
+            state.parent.rmdir()
+            if state.parent.parent.name == "reports":
+                state.parent.parent.rmdir()
+
+
 def release(folder: Path | str) -> None:
     """Let go of a run folder; does nothing where it is not held."""
     lock = _held.pop(Path(folder).resolve(), None)
@@ -131,8 +148,7 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
         If the folder holds another run, or the options differ from those the state was made with.
     """
     mark = folder / "state" / "fingerprint"
-    begun = ("fingerprint", "inputs", "owner")  # a run that stopped before it did any work leaves only these
-    beginnings = {folder / "state" / name for name in begun}
+    beginnings = {folder / "state" / name for name in _BEGINNINGS}
     with _telling_of_disks(folder):
         used = folder.exists() and any(path not in beginnings for path in folder.rglob("*") if path.is_file())
     if used:

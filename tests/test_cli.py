@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,103 @@ MISTAKES = [
     (("list", "attack"), "did you mean 'attacks'"),
     (("audti",), "audit"),
     (("train", "--data", "digits", "--epochs", "3", "-o", "MODEL"), "is not empty"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps", "0"), "eps 0 is outside"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps=-1/255"), "is outside"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps", "nan"), "is not a number"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--eps", "1/0"), "is not a number"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--norm", "linfinity"), "did you mean 'linf'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--norm", "l0", "--eps", "1.5"), "what L0 allows"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--effort", "max"), "no effort called 'max'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--also", "fog"), "no threat called 'fog'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--certify", "bond"), "no certificate called 'bond'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--attacks", ""), "no attack was named"),
+    (("audit", "--model", "MODEL", "--data", "digits", "-n", "0"), "-n 0 is below 1|--n 0 is below 1"),
+    (("audit", "--model", "MODEL", "--data", "digits", "-n", "999999"), "999999 images were asked for"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--batch-size", "-4"), "--batch-size -4 is below 1"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--seed", "-1"), "--seed -1 is below 0"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--split", "tset"), "has no split 'tset'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--set", "pgd"), "the form is METHOD.OPTION=VALUE"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--set", "pgd.steps=many"), "pgd.steps=many cannot be used"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--set", "fab.steps=5"), "fab does not run here"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--fail-under", "accuracy=0.5"), "no metric called 'accuracy'"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--fail-under", "clean_accuracy=90"), "is not a share"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--fail-under", "robust_accuracy@l2:1=0.5"), "does not attack"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--max-drop", "clean_accuracy=0.1"), "nothing to compare with"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--baseline", "MODEL"), "not of `audit`"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--baseline", "/nowhere"), "holds no report.json"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--gate-on", "mean"), "mean"),
+    (("audit", "--model", "MODEL", "--data", "digits", "--device", "cuda:99"), "cuda:99"),
+    (("audit", "--model", "MODEL", "--data", "digits", "-o", "/proc/here"), "could not be written"),
+    (("audit", "--model", "MODEL", "--data", "csv:/nowhere.csv"), "nowhere.csv"),
+    (("audit", "--model", "MODEL", "--data", "shards:/nowhere/{0..99999999999}.tar"), "too many shards"),
+    (("audit", "--model", "MODEL", "--data", "LYINGZIP"), "names a place outside the archive"),
+    (("audit", "--model", "MODEL", "--data", "LYINGTAR"), "names a place outside the archive"),
+    (("audit", "--model", "MODEL", "--data", "LINKTAR"), "is not an image in a class folder"),
+    (("audit", "--model", "MODEL", "--data", "BOMBZIP"), "unpacks to"),
+    (("audit", "--model", "MODEL", "--data", "TEXT"), "TEXT"),
+    (("audit", "--model", "TEXT", "--data", "digits"), "there is no model"),
+    (("audit", "--model", "torchvision:resnet18", "--weights", "TEXT", "--data", "digits"), "was refused|state dict"),
+    (
+        ("audit", "--model", "torchvision:resnet18", "--weights", "HUGE", "--data", "digits"),
+        "is not a safetensors file",
+    ),
+    (("audit", "--model", "torchvision:resnet18", "--weights", "LYINGPT", "--data", "digits"), "declares more than it"),
+    (("audit", "--model", "py:TEXT:f", "--data", "digits"), "TEXT"),
+    (("audit", "--model", "py:CODE:nothing", "--data", "digits"), "no function called 'nothing'"),
+    (("audit", "--model", "py:CODE:number", "--data", "digits"), "returned int"),
+    (("audit", "--model", "onnx:TEXT", "--data", "digits"), "TEXT"),
+    (("explain", "--model", "MODEL"), "there is nothing to explain"),
+    (("explain", "--model", "MODEL", "--images", "TEXT"), "TEXT"),
+    (("explain", "--model", "MODEL", "--data", "digits", "--targets", "99"), "are not all classes"),
+    (("explain", "--model", "MODEL", "--data", "digits", "--measures", "roar"), "no measure called 'roar'"),
+    (("train", "--data", "digits", "--learning-rate", "-1"), "is no rate"),
+    (("train", "--data", "digits", "--minutes", "0"), "--minutes 0"),
+    (("train", "--data", "digits", "--objective", "trades", "--against", "fog"), "no threat called 'fog'"),
+    (("train", "--data", "digits", "--export", "onx"), "did you mean 'onnx'"),
+    (("harden", "--model", "MODEL", "--objective", "awp"), "no objective called 'awp'"),
+    (("verify", "MODEL"), "holds no evidence"),
+    (("verify", "/nowhere"), "holds no report.json"),
+    (("report", "OLD"), "has format 99"),
+    (("report", "TORN"), "cannot be read"),
+    (("doctor", "--model", "MODEL", "--data", "nothing"), "no data set called"),
+    (("compare", "MODEL", "MODEL"), "not of `audit`"),
 ]
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Write files that are not what they should be; gives their places by name."""
+    import io
+    import struct
+    import tarfile
+    import zipfile
+
+    places = {name: folder / f"{name.lower()}{suffix}" for name, suffix in {
+        "TEXT": ".txt", "CODE": ".py", "HUGE": ".safetensors", "LYINGPT": ".pt", "LYINGZIP": ".zip", "BOMBZIP": ".zip",
+        "LYINGTAR": ".tar", "LINKTAR": ".tar.gz", "OLD": "", "TORN": ""}.items()}  # fmt: skip
+    places["TEXT"].write_text("only words\n")
+    places["CODE"].write_text("def number():\n    return 3\n")
+    places["HUGE"].write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with zipfile.ZipFile(places["LYINGPT"], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", b"\0" * 50_000_000)
+    with zipfile.ZipFile(places["LYINGZIP"], "w") as archive:
+        archive.writestr("../../etc/cat/0.png", b"x")
+    with (
+        zipfile.ZipFile(places["BOMBZIP"], "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("test/a/0.png", "w") as out,
+    ):
+        for _ in range(300):
+            out.write(b"\0" * (1 << 20))
+    with tarfile.open(places["LYINGTAR"], "w") as archive:
+        archive.addfile(tarfile.TarInfo("/etc/passwd.png"), io.BytesIO(b""))
+    with tarfile.open(places["LINKTAR"], "w:gz") as archive:
+        link = tarfile.TarInfo("test/a/0.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    for name, text in (("OLD", '{"format": 99}'), ("TORN", "{")):
+        places[name].mkdir()
+        (places[name] / "report.json").write_text(text)
+    return {name: str(path) for name, path in places.items()}
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), MISTAKES, ids=[" ".join(case[0])[:60] for case in MISTAKES])
@@ -113,17 +210,31 @@ def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained,
         raise RuntimeError("offline")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    files = bad_files(inputs)
+    (tmp_path / "work").mkdir()
     (tmp_path / "key.toml").write_text('atacks = ["pgd"]\n')
     (tmp_path / "config.toml").write_text("eps = [\n")
     places = {
         "MODEL": str(trained), "EMPTY": str(tmp_path), "BADKEY": str(tmp_path / "key.toml"),
         "BADTOML": str(tmp_path / "config.toml"),
     }  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    code, _, talk = call(capsys, *[places.get(word, word) for word in arguments])
+    monkeypatch.chdir(tmp_path / "work")
+    before = sorted(tmp_path.rglob("*"))
+
+    def with_places(word: str) -> str:
+        for name, path in {**files, **places}.items():
+            word = re.sub(rf"(?<![A-Z]){name}(?![A-Z])", path, word)
+        return word
+
+    code, _, talk = call(capsys, *map(with_places, arguments))
     assert code == 2, talk
-    assert wanted in " ".join(talk.split()), talk
+    assert re.search("|".join(map(with_places, map(re.escape, wanted.split("|")))), " ".join(talk.split())), talk
     assert "Traceback" not in talk
+    assert sorted(tmp_path.rglob("*")) == before, "a file was left behind"
+    lines = talk.strip().splitlines()
+    assert not lines[0].startswith("error RCV") or (len(lines) == 3 and lines[2].startswith("  fix: ")), talk
 
 
 def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> None:

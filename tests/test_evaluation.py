@@ -16,7 +16,7 @@ from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expecte
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.records import Check, Metric
 from robustcv.stats import bootstrap
-from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates
+from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
 from robustcv.verbs.pairing import Saved
 
 
@@ -230,7 +230,7 @@ def test_a_drop_is_judged_on_the_same_images(now, outcome, audited) -> None:
     with pytest.raises(UserError, match="made on different images"):
         judge_drops(bars, other, Saved("before", runs.load(audited), files), "linf", on="interval")
     with pytest.raises(UserError, match="nothing to compare with"):
-        judge_drops(bars, other, None, "linf", on="interval")
+        require_baseline(bars, None, "linf")
 
 
 def test_gates_are_read_and_nonsense_is_refused() -> None:

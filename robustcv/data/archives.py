@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from robustcv.data.files import SUFFIXES, ImageFile
-from robustcv.data.places import empty, misplaced, place
+from robustcv.data.places import empty, misplaced, place, refuse_unsafe
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
 
@@ -36,6 +36,7 @@ def scan_zip(source: Path) -> list[ImageFile]:
         )
     files = []
     for member in members:
+        refuse_unsafe(member.filename, member.file_size, 0, source)
         parts = tuple(part for part in PurePosixPath(member.filename).parts if part != ".")
         if any(part.startswith((".", "__MACOSX")) for part in parts):
             continue
@@ -60,7 +61,10 @@ def scan_tar(source: Path, progress: Progress) -> list[ImageFile]:
     try:
         with progress.stage(f"read {source.name}", 1), tarfile.open(source) as archive:
             plain = archive.fileobj is not None and archive.fileobj.__class__.__name__ == "BufferedReader"
+            kept = 0
             for member in archive:
+                refuse_unsafe(member.name, member.size, kept, source)
+                kept += 0 if plain else member.size
                 path = PurePosixPath(member.name)
                 parts = tuple(part for part in path.parts if part != ".")
                 if any(part.startswith(".") for part in parts):

@@ -13,6 +13,43 @@ def place(parts: tuple[str, ...]) -> tuple[str | None, str] | None:
     return (None, parts[0]) if len(parts) == 2 else None
 
 
+LARGEST_FILE = 256 << 20  # bytes of one encoded image; Pillow's own limit of pixels lies far below
+LARGEST_UNPACKED = 16 << 30  # bytes of a compressed archive's images, which are kept in memory
+
+
+def refuse_unsafe(name: str, size: int, unpacked: int, source: Path) -> None:
+    """Refuse a member of an archive that names a place outside it, or one that would fill the memory.
+
+    Parameters
+    ----------
+    size
+        Of the member, unpacked, as the archive declares it.
+    unpacked
+        Bytes kept in memory before it.
+
+    Raises
+    ------
+    UserError
+        If it does.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or name.startswith(("/", "\\")) or "\0" in name:
+        raise UserError(
+            "RCV-E115",
+            f"{source}: {name} names a place outside the archive",
+            "no honest tool makes such an archive; it is not read",
+            "make it again from a folder of split/class/image",
+        )
+    if size > LARGEST_FILE or unpacked + size > LARGEST_UNPACKED:
+        what = f"{name} unpacks to {size:,} bytes" if size > LARGEST_FILE else "its images would fill the memory"
+        raise UserError(
+            "RCV-E115",
+            f"{source}: {what}",
+            f"an image file has at most {LARGEST_FILE >> 20} MB, a compressed archive {LARGEST_UNPACKED >> 30} GB",
+            "unpack it yourself where you trust it, and give the folder",
+        )
+
+
 def misplaced(name: str, source: Path) -> UserError:
     """Make the error for a file that stands elsewhere."""
     return UserError(

@@ -8,8 +8,11 @@ from pathlib import Path
 from robustcv.data.archives import PartOfFile
 from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
+from robustcv.data.places import refuse_unsafe
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
+
+MOST_SHARDS, LONGEST_LABEL = 1_000_000, 1 << 20
 
 
 def shards(
@@ -67,6 +70,10 @@ def _paths(pattern: str) -> list[Path]:
         wanted = [str(place)]
         while any((braces := re.search(r"\{(\d+)\.\.(\d+)\}", text)) for text in wanted):
             first, last = braces.groups()  # type: ignore[union-attr]  # found in the line above
+            if int(last) - int(first) >= MOST_SHARDS:
+                raise UserError(
+                    "RCV-E044", f"{pattern} names too many shards", "there cannot be so many", "check --data"
+                )
             numbers = [f"{k:0{len(first)}d}" for k in range(int(first), int(last) + 1)]
             wanted = [text.replace(braces.group(), k, 1) for text in wanted for k in numbers]  # type: ignore[union-attr]
         found = [path for text in wanted for path in _expand(Path(text))]
@@ -96,6 +103,9 @@ def _scan(path: Path) -> list[ImageFile]:
                 key = f"{folder}/{key}"
                 if not member.isfile() or name.startswith("."):
                     continue
+                refuse_unsafe(member.name, member.size, 0, path)
+                if f".{extension.lower()}" not in SUFFIXES and member.size > LONGEST_LABEL:
+                    raise _wrong(path, f"{member.name} has {member.size:,} bytes", "no label is so long")
                 if f".{extension.lower()}" in SUFFIXES:
                     if key in images:
                         raise _wrong(path, f"{member.name} and {images[key][0]} have one key", "one would be lost")

@@ -1,9 +1,12 @@
 """Weights on disk: safetensors with a JSON description, and loading that cannot run code."""
 
 import hashlib
+import itertools
 import json
 import pickle
+import pickletools
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise UserError("RCV-E051", f"{path} is not a safetensors file", str(error), "save it again") from error
+    _refuse_lies(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on old pickles; they are read, or refused below
@@ -67,6 +71,43 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
             "save model.state_dict() with safetensors.torch.save_file(...)",
         )
     return dict(found)
+
+
+def _refuse_lies(path: Path) -> None:
+    """Refuse a torch file that declares more than it holds, before anything of that size is allocated.
+
+    Raises
+    ------
+    UserError
+        If a member of its archive is compressed or larger than the file, or an old pickle names a number of values that
+        the file cannot hold.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise _lies(path, f"its archive is damaged: {error}") from error
+        if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > size for each in members):
+            raise _lies(path, "torch stores tensors uncompressed, so no part of the file can be larger than the file")
+        return
+    with path.open("rb") as file:
+        try:
+            for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
+                if opcode.name in ("BININT", "LONG1", "LONG4", "INT", "LONG") and _MAGIC != argument > size:
+                    raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
+        except (ValueError, EOFError, AttributeError, IndexError, OverflowError, UnicodeDecodeError):
+            pass  # no pickle at all: torch says so
+
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of torch's old files
+
+
+def _lies(path: Path, why: str) -> UserError:
+    return UserError(
+        "RCV-E116", f"{path} declares more than it holds", why, "save it again: safetensors.torch.save_file(...)"
+    )
 
 
 def _refused(path: Path, error: Exception) -> UserError:

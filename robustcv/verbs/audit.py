@@ -36,7 +36,7 @@ from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
 from robustcv.verbs.evidence import evidence_of
 from robustcv.verbs.explained import Explained
-from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates
+from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
 from robustcv.verbs.pairing import Saved
 from robustcv.verbs.prepare import (
     Clock,
@@ -81,6 +81,7 @@ def audit(
     gating: dict[str, Any] = {"norm": options["norm"], "asked": given, "tried": sweep, "also": options["also"]}
     bars = parse_gates(options["fail_under"], **gating) + parse_gates(options["max_drop"], kind="drop", **gating)
     baseline = None if options["baseline"] is None else Saved.read(Path(options["baseline"]))
+    require_baseline(bars, baseline, options["norm"])
     if not str(model).startswith("onnx:"):
         _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
     loaded = load_classifier(model, options["weights"])

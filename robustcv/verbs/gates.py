@@ -121,6 +121,32 @@ def judge_floors(bars: Sequence[Bar], metrics: tuple[records.Metric, ...], *, on
     return judged
 
 
+def require_baseline(bars: Sequence[Bar], baseline: Saved | None, norm: str) -> None:
+    """Refuse a gate on a drop that could not be judged, before any work is done.
+
+    Raises
+    ------
+    UserError
+        If there is no baseline, or it was not attacked at that eps.
+    """
+    for bar in (each for each in bars if each.kind == "drop"):
+        if baseline is None:
+            raise UserError(
+                "RCV-E005", "--max-drop has nothing to compare with", "a drop is from a baseline", "add --baseline RUN"
+            )
+        if bar.eps is not None and not any(equal_eps(eps, bar.eps) for eps in _tried(baseline, norm)):
+            raise UserError(
+                "RCV-E085",
+                f"{baseline.name} was not attacked in {norm} at eps {bar.eps:.4g}",
+                "there is no robust accuracy to drop from",
+                "audit the baseline with the same --norm and --eps",
+            )
+
+
+def _tried(baseline: Saved, norm: str) -> list[float]:
+    return [each.eps for each in baseline.record.attacks if each.norm == norm]
+
+
 def judge_drops(
     bars: Sequence[Bar], now: runs.Arrays, baseline: Saved | None, norm: str, *, on: On
 ) -> list[records.Gate]:
@@ -129,15 +155,12 @@ def judge_drops(
     Raises
     ------
     UserError
-        If there is no baseline, or it was made on other images, or not attacked at that eps.
+        If the baseline was made on other images.
     """
     drops = [bar for bar in bars if bar.kind == "drop"]
     if not drops:
         return []
-    if baseline is None:
-        raise UserError(
-            "RCV-E005", "--max-drop has nothing to compare with", "a drop is from a baseline", "add --baseline RUN"
-        )
+    assert baseline is not None  # `require_baseline` has seen to that
     before = verdicts_of(baseline)
     rows_before, rows_now, same = match(before, now)
     if not same:
@@ -152,15 +175,7 @@ def judge_drops(
         if bar.eps is None:
             masks = before["correct"][rows_before], now["correct"][rows_now]
         else:
-            tried = [each.eps for each in baseline.record.attacks if each.norm == norm]
-            theirs = next((eps for eps in tried if equal_eps(eps, bar.eps)), None)
-            if theirs is None:
-                raise UserError(
-                    "RCV-E085",
-                    f"{baseline.name} was not attacked in {norm} at eps {bar.eps:.4g}",
-                    "there is no robust accuracy to drop from",
-                    "audit the baseline with the same --norm and --eps",
-                )
+            theirs = next(eps for eps in _tried(baseline, norm) if equal_eps(eps, bar.eps))
             masks = stands(before, norm, theirs)[rows_before], stands(now, norm, bar.eps)[rows_now]
         pair = paired(bar.metric, *masks)
         judged.append(_judged(bar, pair.difference, pair.low, pair.high, norm if bar.eps else None, on))
