@@ -87,6 +87,8 @@ def audit(
     baseline: Path | str | None = None,
     gate_on: Literal["interval", "point"] = "interval",
     skip_preflight: bool = False,
+    format: Sequence[str] = ("html",),
+    seeds: int = 1,
     seed: int = 0,
     batch_size: int = 128,
     device: str = "auto",
@@ -160,6 +162,10 @@ def audit(
         Hold gates against the interval, or against the point estimate alone.
     skip_preflight
         Leave out the checks before the attacks; the page says so for good.
+    format
+        Forms of the report to write beside the page: md, junit, card, csv.
+    seeds
+        Run the attacks again with this many seeds in all, and tell the spread.
     seed
         Seed of every random choice.
     batch_size
@@ -844,7 +850,7 @@ def _run_in(
         record = record.model_copy(update={"verdict": "INCOMPLETE", "exit_code": INTERRUPTED})
     if not processes.is_first():
         return Run(record, files, classifier=result.classifier)
-    run = _finish(type(result)(record, files, result.classifier), out)
+    run = _finish(type(result)(record, files, result.classifier), out, options.get("format", ()))
     if not stopping.asked():
         state.clear()
     return run
@@ -896,6 +902,7 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("seed", 0),
         ("patience", 1),
         ("trials", 1),
+        ("seeds", 1),
         ("frozen_epochs", 0),
     ):
         value = options.get(name)
@@ -905,10 +912,14 @@ def _require_counts(options: Mapping[str, Any]) -> None:
             )
 
 
-def _finish(result: "Result", out: Path | str | None) -> Run:
+def _finish(result: "Result", out: Path | str | None, formats: Sequence[str] = ()) -> Run:
     folder = None if out is None else Path(out)
     if folder is not None:
         _write(folder, result.record, result.files)
+        if others := [name for name in formats if name != "html"]:
+            from robustcv import report
+
+            report.write_formats(folder, others)
     return Run(result.record, result.files, folder, result.classifier)
 
 

@@ -25,7 +25,7 @@ OUT_HELP = "The run folder itself; by default reports/VERB-TIME-NAME."
 
 SHARED = ("train", "audit", "harden", "explain")  # verbs whose work several processes can share
 _SHORT = {"n": "-n", "out": "-o", "quiet": "-q", "method": "--methods", "files": "--images"}
-_COMMAS = ("attacks", "also", "certify", "against", "export", "explain", "method", "measures", "augment")
+_COMMAS = ("format", "attacks", "also", "certify", "against", "export", "explain", "method", "measures", "augment")
 _WORDS = ("eps", "set", "fail_under", "max_drop", "names", "files")
 
 
@@ -179,17 +179,25 @@ def _common(folder: Path) -> Path:
     return Path(processes.agreed(str(folder)))
 
 
-def report(run: Path, /) -> int:
-    """Render the page of a run again from its report.json and evidence; no computing.
+def report(
+    run: Path,
+    /,
+    *,
+    format: Annotated[tuple[str, ...], Parameter(name="--format", converter=_split_commas, negative="")] = ("html",),
+) -> int:
+    """Render the page of a run again from its report.json and evidence, or write it in other forms; no computing.
 
     Parameters
     ----------
     run
         The run folder.
+    format
+        html, md (a summary for a pull request), junit, card (a model card), csv (the raw numbers).
     """
     from robustcv import report as report_package
 
-    print(report_package.write(run))
+    for path in report_package.write_formats(run, format):
+        print(path)
     return errors.DONE
 
 

@@ -44,7 +44,15 @@ class AttackResult(_Frozen):
     backward: int
     seconds: float
     max_distance: float | None = None
-    reason: Literal["plan", "probe", "escalation"] = "plan"
+    reason: Literal["plan", "probe", "escalation", "seed"] = "plan"
+
+
+class SeedRun(_Frozen):
+    """What the plan alone left standing at the headline eps with one seed of its random choices."""
+
+    seed: int
+    count: int
+    n: int
 
 
 class Passes(_Frozen):
@@ -477,6 +485,7 @@ class Record(_Frozen):
     data: Data | None = None
     metrics: tuple[Metric, ...] = ()
     attacks: tuple[AttackResult, ...] = ()
+    seeds: tuple[SeedRun, ...] = ()
     passes: Passes = Passes()
     preflight: tuple[Check, ...] = ()
     flags: tuple[Check, ...] = ()

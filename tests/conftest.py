@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,28 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ROBUSTCV_CACHE"] = str(folder)
     yield folder
+
+
+HERE = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Let nothing in this process reach another machine; what a test needs lies on the disk or on loopback."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def local(self: socket.socket, address: object) -> None:
+        far = self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in HERE  # type: ignore[index]
+        assert not far, f"no test may use the network: {address}"
+        connect(self, address)  # type: ignore[arg-type]
+
+    def known(host: object, *args: object, **kwargs: object) -> object:
+        assert host in (*HERE, socket.gethostname()), f"no test may use the network: {host}"
+        return resolve(host, *args, **kwargs)  # type: ignore[arg-type]
+
+    socket.socket.connect, socket.getaddrinfo = local, known  # type: ignore[method-assign, assignment]
+    yield
+    socket.socket.connect, socket.getaddrinfo = connect, resolve  # type: ignore[method-assign]
 
 
 class Linear(nn.Module):

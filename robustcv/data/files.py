@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import struct
 import warnings
 import zipfile
 import zlib
@@ -147,6 +148,10 @@ def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] 
     return {each: number for number, each in enumerate(class_names or sorted(classes))}
 
 
+# what reading or decoding a file may raise: members of archives that are torn, encrypted or missing
+TORN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, TypeError, KeyError, struct.error)
+
+
 def _twins(files: list[ImageFile], split: str) -> int | None:
     """Count the files of a split that stand in another one too, linked or copied; None where that is not known.
 
@@ -165,7 +170,11 @@ def _twins(files: list[ImageFile], split: str) -> int | None:
     seen: dict[bytes, list[ImageFile]] = {}
     for file in files:
         if len(splits_of_size[file.size]) > 1 and file.size:  # an empty file is no image; decoding will tell
-            seen.setdefault(hashlib.blake2b(file.read(), digest_size=16).digest(), []).append(file)
+            try:
+                content = file.read()
+            except TORN:
+                continue  # decoding it will tell
+            seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(file)
     twins = 0
     for same in seen.values():
         own = [file for file in same if file.split == split]
@@ -255,7 +264,6 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
     from PIL import Image, ImageOps
 
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    torn = (zipfile.BadZipFile, zlib.error, RuntimeError, TypeError)  # members torn, encrypted or missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # such a picture would fill the memory
@@ -267,7 +275,7 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
             if resize is not None:
                 rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, *bombs, *torn) as error:
+    except (*TORN, SyntaxError, *bombs) as error:
         return UserError(
             "RCV-E048",
             f"{file.name} cannot be decoded",

@@ -1,13 +1,14 @@
 """Robust accuracy from a plan to a figure one may believe: plan, probes, and escalation where a probe is raised."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from robustcv import processes, stopping
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import probe
 from robustcv.evaluation.replay import Replayable
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
-from robustcv.records import Check, OtherThreat, Passes
+from robustcv.records import AttackResult, Check, OtherThreat, Passes, SeedRun
 
 
 def measure(
@@ -47,6 +48,30 @@ def measure(
         more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")
         outcome = merge(outcome, more)
     return outcome, probed.flags
+
+
+def over_seeds(
+    job: Job, plan: Sequence[Planned], outcome: WorstCase, seeds: int
+) -> tuple[WorstCase, tuple[SeedRun, ...]]:
+    """Run a plan again at the headline eps with other seeds; what any of them breaks is broken.
+
+    Returns
+    -------
+    tuple
+        The worst case over all seeds, and what each seed alone left standing.
+    """
+    n, right = len(job.images), int(job.predictions.correct.sum())
+
+    def left(results: Sequence[AttackResult], reason: str) -> int:
+        return right - sum(each.broken for each in results if each.reason == reason and each.eps == outcome.headline)
+
+    found = [SeedRun(seed=job.seed, count=left(outcome.results, "plan"), n=n)]
+    for more in range(1, seeds):
+        other = replace(job, seed=job.seed + more)
+        again = worst_case(other, plan, eps=outcome.headline, reason="seed", tag=f"-{more}")
+        found.append(SeedRun(seed=other.seed, count=left(again.results, "seed"), n=n))
+        outcome = merge(outcome, again)
+    return outcome, tuple(found) if seeds > 1 else ()
 
 
 def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Replayable], clean: int) -> Passes:

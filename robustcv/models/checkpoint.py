@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import pickle
 import pickletools
 import warnings
 import zipfile
@@ -58,7 +57,7 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on old pickles; they are read, or refused below
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's own unpickler raises whatever bytes make of it
         raise _refused(path, error) from error
     for key in ("state_dict", "model_state_dict", "model"):  # the usual wrappings of training scripts
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -82,7 +81,7 @@ def _refuse_lies(path: Path) -> None:
         If a member of its archive is compressed or larger than the file, or an old pickle names a number of values that
         the file cannot hold.
     """
-    size = path.stat().st_size
+    size = max(path.stat().st_size, 1 << 16)  # small numbers are versions and counts
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -95,7 +94,11 @@ def _refuse_lies(path: Path) -> None:
     with path.open("rb") as file:
         try:
             for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
-                if opcode.name in ("BININT", "LONG1", "LONG4", "INT", "LONG") and _MAGIC != argument > size:
+                if (
+                    isinstance(argument, int)
+                    and opcode.name.startswith(("BININT", "LONG", "INT"))
+                    and _MAGIC != argument > size
+                ):
                     raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
         except (ValueError, EOFError, AttributeError, IndexError, OverflowError, UnicodeDecodeError):
             pass  # no pickle at all: torch says so
@@ -110,12 +113,32 @@ def _lies(path: Path, why: str) -> UserError:
     )
 
 
+def _named_in_pickle(path: Path) -> list[str]:
+    """List the functions and types that an old torch file, or a plain pickle, asks for; nothing is run."""
+    named: dict[str, None] = {}
+    words: list[str] = []
+    with path.open("rb") as file:
+        try:
+            for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
+                if opcode.name == "GLOBAL":
+                    named[str(argument).replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL" and len(words) >= 2:
+                    named[".".join(words[-2:])] = None
+                elif isinstance(argument, str):
+                    words.append(argument)
+        except Exception:  # no pickle, or one that ends early: what was found until there is told
+            pass
+    return [name for name in named if not name.startswith(("torch.", "collections.OrderedDict"))][:5]
+
+
 def _refused(path: Path, error: Exception) -> UserError:
     try:
         blocked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # not a torch zip file at all: the first error says more
         blocked = []
-    reason = f"it needs {', '.join(blocked)}" if blocked else str(error).splitlines()[0][:160]
+    blocked = blocked or _named_in_pickle(path)
+    told = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    reason = f"it needs {', '.join(blocked)}" if blocked else told
     return UserError(
         "RCV-E053",
         f"{path} was refused: it cannot be read without running code that the file chooses",

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Loaded:
     class_names: tuple[str, ...] | None = None
 
 
-def load(spec: Any, weights: str | None = None) -> Loaded:
+def load(spec: Any, weights: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Loaded:
     """Load a classifier: a module, a run folder, ``torchvision:NAME``, ``timm:NAME`` or ``py:FILE:FUNCTION``.
 
     Parameters
@@ -41,6 +41,8 @@ def load(spec: Any, weights: str | None = None) -> Loaded:
         ``py:FILE:FUNCTION`` runs FILE and calls FUNCTION(), which returns a module from [0, 1] images to logits.
     weights
         A safetensors file or a torch file without code.
+    say
+        Called with a line for the user before code of a file is run.
     """
     if weights is not None and (
         isinstance(spec, nn.Module) or not str(spec).startswith(("torchvision:", "timm:", "py:"))
@@ -63,6 +65,7 @@ def load(spec: Any, weights: str | None = None) -> Loaded:
     elif kind == "onnx" and rest:
         loaded = Loaded(onnx_file.read(rest), f"onnx:{Path(rest).name}", "onnx")
     elif kind == "py" and rest:
+        say(f"running {rest.rpartition(':')[0]}: its code can do whatever you can")
         loaded = _from_file(rest, weights)
     elif folder.is_dir():
         loaded = _from_run(folder)

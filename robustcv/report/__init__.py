@@ -3,15 +3,17 @@
 import base64
 import hashlib
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from robustcv import runs
+from robustcv.errors import unknown_name
 from robustcv.records import Record
 from robustcv.report import summary
 from robustcv.report.blocks import Page
+from robustcv.report.formats import FORMATS
 from robustcv.report.sections import SECTIONS
 
 _HERE = Path(__file__).parent
@@ -24,7 +26,7 @@ _UNCHECKED = (
     "would not have been noticed."
 )
 
-__all__ = ["SECTIONS", "notebook", "render", "write"]
+__all__ = ["FORMATS", "SECTIONS", "notebook", "render", "write", "write_formats"]
 
 
 def render(record: Record, files: Mapping[str, bytes]) -> str:
@@ -60,6 +62,29 @@ def write(folder: Path | str) -> Path:
     path = folder / "report.html"
     runs.write_atomic(path, render(runs.load(folder), runs.load_files(folder)).encode())
     return path
+
+
+def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
+    """Write other forms of a run's report beside its page; ``html`` is the page itself. Gives their paths.
+
+    Raises
+    ------
+    UserError
+        If a form is unknown.
+    """
+    for name in names:
+        if name not in FORMATS and name != "html":
+            raise unknown_name("format", name, ["html", *FORMATS])
+    folder, paths = Path(folder), []
+    record, files = runs.load(folder), runs.load_files(folder)
+    for name in dict.fromkeys(names):
+        if name == "html":
+            paths.append(write(folder))
+        else:
+            for place, data in FORMATS[name](record, files).items():
+                runs.write_atomic(folder / place, data)
+                paths.append(folder / place)
+    return paths
 
 
 def notebook(record: Record, files: Mapping[str, bytes]) -> str:

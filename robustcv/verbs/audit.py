@@ -25,7 +25,7 @@ from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.replay import Replayable, replayable
-from robustcv.evaluation.robustness import measure, passes
+from robustcv.evaluation.robustness import measure, over_seeds, passes
 from robustcv.evaluation.stability import stability
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
@@ -72,6 +72,9 @@ def audit(
     for name in options["also"]:
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
+    for name in options["format"]:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
     for name in options["certify"]:
         if name not in CERTIFICATES:
             raise unknown_name("certificate", name, CERTIFICATES)
@@ -84,7 +87,7 @@ def audit(
     require_baseline(bars, baseline, options["norm"])
     if not str(model).startswith("onnx:"):
         _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
-    loaded = load_classifier(model, options["weights"])
+    loaded = load_classifier(model, options["weights"], say=progress.say)
     black_box = is_black_box(loaded.classifier)
     plan, escalation = _plans(options, method_options, black_box=black_box)
     explain = black_box_explainers(methods, ["integrated_gradients"]) if black_box else methods
@@ -143,6 +146,7 @@ def audit(
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
+            outcome, spread = over_seeds(job, plan, outcome, options["seeds"])
         settled = stopping.unless_asked(lambda: _settled(job, outcome, progress), None)
         outcome = outcome if settled is None else settled.outcome
         certified: tuple[records.Certified, ...] = ()
@@ -192,6 +196,7 @@ def audit(
         data=data,
         metrics=metrics,
         attacks=outcome.results,
+        seeds=spread,
         passes=passes(outcome, (*checks, *flags, *beyond.others, *([settled] if settled else [])), answered),
         preflight=checks,
         flags=flags,
@@ -289,6 +294,7 @@ class _Beyond:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+FORMATS = ("html", "md", "junit", "card", "csv")
 GRADIENT_FREE = ("square", "foolbox-boundary", "foolbox-hopskipjump")
 ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat, "maps": stability}
 FOLLOWED = 32  # images whose maps are followed under attack

@@ -39,7 +39,7 @@ def doctor(
         why = "give --model and --data to check them too"
         return (*machine, Check(check="model and data", status="not run", figure=why))
     eps, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
-    loaded = load_classifier(model, options["weights"])
+    loaded = load_classifier(model, options["weights"], say=progress.say)
     device = device_of(loaded, options["device"])
     chosen, _ = take_images(
         images,

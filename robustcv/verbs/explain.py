@@ -52,7 +52,7 @@ def explain(
     measures = _measures(options["measures"])
     _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else ([], ())
     method_options = parse_options(options["set"], dict(EXPLAINERS))
-    loaded = load_classifier(classifier, options["weights"])
+    loaded = load_classifier(classifier, options["weights"], say=progress.say)
     if is_black_box(loaded.classifier):
         methods = black_box_explainers(methods, EXPLAINERS_SHOWN)
         if radii:

@@ -48,7 +48,7 @@ def harden(
         Folder of the run; the audits before and after are written into it.
     """
     clock = Clock()
-    loaded = load_classifier(model, options["weights"])
+    loaded = load_classifier(model, options["weights"], say=progress.say)
     if is_black_box(loaded.classifier):
         raise UserError(
             "RCV-E094", f"{loaded.source} gives no gradients", "hardening moves its weights", "harden the PyTorch model"

@@ -79,7 +79,7 @@ def parse_eps(value: Any) -> float:
     """
     try:
         return float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError) as error:
+    except (ValueError, ArithmeticError, TypeError) as error:
         raise UserError(
             "RCV-E002", f"eps {value!r} is not a number", "eps is a radius in units of [0, 1]", "write 8/255 or 0.0314"
         ) from error
@@ -177,7 +177,7 @@ def _read(text: str) -> Any:
         pass
     try:
         return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         return text
 
 

@@ -37,7 +37,9 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
             "give the folder of an audit; one that `harden` made is in its folders before/ and after/",
         )
     files = runs.load_files(folder)
-    loaded = load_classifier(record.options["model"] if model is None else model, weights or record.options["weights"])
+    loaded = load_classifier(
+        record.options["model"] if model is None else model, weights or record.options["weights"], say=progress.say
+    )
     classifier = loaded.classifier.cpu()
     found = [_hashes(folder), _weights(record, classifier)]
     lines = [json.loads(line) for line in files["cases.jsonl"].decode().splitlines()]

@@ -155,10 +155,22 @@ def _first_alone(record: Record) -> tuple[tuple[str, str], ...]:
     return ((f"{metric.attack} alone", f"{numbers.percent(metric)} ({numbers.interval(metric)}) would seem robust"),)
 
 
+def _spread(record: Record) -> tuple[tuple[str, str], ...]:
+    """Tell how far the seed of the attacks' random choices matters."""
+    if not record.seeds:
+        return ()
+    shares = [numbers.share(each.count / each.n, each.n) for each in record.seeds]
+    apart = max(each.count for each in record.seeds) - min(each.count for each in record.seeds)
+    told = f"{', '.join(shares)} stand against the plan with seeds {', '.join(str(each.seed) for each in record.seeds)}"
+    return (("seeds", f"{told}: {apart:,} images apart; robust accuracy counts what any of them broke"),)
+
+
 def _how(attack: AttackResult) -> str:
     """Tell an attack's options, and why it ran where that was not the plan."""
     options = numbers.plain(attack.options) if attack.options else ""
-    why = {"plan": "", "probe": "probe", "escalation": "escalation: a check was raised"}[attack.reason]
+    why = {"plan": "", "probe": "probe", "escalation": "escalation: a check was raised", "seed": "another seed"}[
+        attack.reason
+    ]
     return " · ".join(part for part in (why, options) if part)
 
 
@@ -178,6 +190,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
         ),
         ("headline", numbers.eps_long(record.headline_eps or 0.0, norm)),
         *_first_alone(record),
+        *_spread(record),
         *((("also", "a success counts only after rounding to 8 bits"),) if record.options.get("eight_bit") else ()),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
         ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
