@@ -138,7 +138,7 @@ def _audited(
     wanted = {
         **audit_defaults,
         "cases": SHOWN,
-        "also": ("maps",),
+        "also": ["maps"],
         **{key: options[key] for key in ("effort", "seed", "batch_size")},
         "norm": threat.norm if threat else options["norm"],
         "eps": threat.size if threat else options["eps"],
