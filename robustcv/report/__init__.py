@@ -46,6 +46,7 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
         sentence=summary.sentence(record),
         tiles=summary.tiles(record),
         checks=summary.checks(record),
+        strip=summary.strip(record),
         sections=tuple(section for section in sections if section.place == "full"),
         top=tuple(section for section in sections if section.place != "full"),
         banner=_FORCED if forced else _UNCHECKED if record.options.get("skip_preflight") else "",

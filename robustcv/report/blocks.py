@@ -137,6 +137,7 @@ class Page:
     sentence: str
     tiles: tuple[Tile, ...]
     checks: tuple[tuple[str, str, str], ...]
+    strip: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     banner: str = ""
     top: tuple[Section, ...] = field(default=())

@@ -242,11 +242,11 @@ def proved_and_broken(rows: list[Row], *, x_title: str, label: str) -> str:
     Parameters
     ----------
     rows
-        ``eps`` (as shown on the axis), ``state`` (proved, neither, broken or wrong) and its ``share``.
+        ``eps`` (as shown on the axis), ``state`` (proved, open, broken or wrong) and its ``share``.
     """
     import altair as alt
 
-    states = ["proved to stand", "neither proved nor broken", "broken, or wrong when clean"]
+    states = ["proved", "open", "broken or wrong"]
     scale = alt.Scale(domain=states, range=["var(--s1)", "var(--grid)", "var(--s2)"])
     chart = (
         alt.Chart(alt.Data(values=rows))

@@ -305,6 +305,20 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
     return tuple(made[:4])
 
 
+def strip(record: Record) -> tuple[tuple[str, str], ...]:
+    """Give the chips of the first screen: each check that is not passed, and how many are, before and after attacks."""
+    if record.comparison is not None:
+        return tuple((status, text) for status, text, _ in checks(record))
+    groups = (("before the attacks", record.preflight), ("after the attacks", record.flags))
+    made = [(status, text) for status, text, _ in checks(record) if status != "pass"]
+    for where, group in groups:
+        passed = sum(check.status == "pass" for check in group)
+        if passed:
+            what = f"all {passed}" if passed == len(group) else f"{passed} of {len(group)}"
+            made.append(("pass", f"✓ {what} checks {where if record.attacks else ''} passed".replace("  ", " ")))
+    return tuple(made)
+
+
 def checks(record: Record) -> tuple[tuple[str, str, str], ...]:
     """Give the checks as (status, sign and name, remark); of a comparison, those of both runs."""
     every: list[tuple[str, Check]] = [("", check) for check in record.checks]

@@ -39,7 +39,7 @@ def _drawn(rows: list[Certified]) -> str:
     values = []
     for row in rows:
         parts = (row.certified, row.n - row.certified - row.broken, row.broken)
-        names = ("proved to stand", "neither proved nor broken", "broken, or wrong when clean")
+        names = ("proved", "open", "broken or wrong")
         for place, (name, count) in enumerate(zip(names, parts, strict=True)):
             eps = numbers.eps_short(row.eps, row.norm)
             values.append({"eps": eps, "state": name, "share": max(0, count) / row.n, "place": place})
