@@ -163,6 +163,10 @@ def _backward(
 def _through_linear(operation: Operation, form: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Multiply forms with the matrix of an affine operation, from the left."""
     n, s = form.shape[:2]
+    if operation.back is not None:
+        offset = operation.call(torch.zeros(1, *like.shape[1:], dtype=like.dtype, device=like.device))
+        back = operation.back(form.flatten(0, 1), (n * s, *like.shape[1:]))
+        return back.reshape(n, s, *like.shape[1:]), torch.einsum("nsd,d->ns", form.flatten(2), offset.flatten())
     zeros = torch.zeros(n * s, *like.shape[1:], dtype=like.dtype, device=like.device)
     with torch.enable_grad():
         zeros.requires_grad_()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from robustcv.classifier import Classifier
 from robustcv.errors import UserError
@@ -31,12 +32,15 @@ class Operation:
         The operation on a batch.
     spread
         For ``affine``: the operation with the magnitudes of its weights and without its bias.
+    back
+        The transposed operation, ``back(form, shape of the argument)``, where it is known; else autograd finds it.
     """
 
     kind: Kind
     inputs: tuple[int, ...] = ()
     call: Call = lambda x: x
     spread: Call | None = None
+    back: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
 
 
 def operations_of(classifier: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
@@ -147,9 +151,21 @@ def _of_module(module: nn.Module, inputs: tuple[int, ...]) -> Operation | int:
     if isinstance(module, _MONOTONE_MODULES):
         return Operation("monotone", inputs, module)
     if isinstance(module, nn.Linear):
-        return Operation("affine", inputs, module, lambda r: functional.linear(r, module.weight.abs()))
+        matrix = module.weight
+        return Operation(
+            "affine", inputs, module, lambda r: functional.linear(r, matrix.abs()), lambda form, _: form @ matrix
+        )
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
-        return Operation("affine", inputs, module, lambda r: module._conv_forward(r, module.weight.abs(), None))
+        weight, keywords = module.weight, (module.stride, module.padding, module.dilation, module.groups)
+        return Operation(
+            "affine",
+            inputs,
+            module,
+            lambda r: module._conv_forward(r, weight.abs(), None),
+            None
+            if isinstance(module.padding, str)
+            else lambda form, shape: conv2d_input(shape, weight, form, *keywords),
+        )
     if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_var is not None:
         variance = module.running_var
         scale = (variance + module.eps).rsqrt() * (1 if module.weight is None else module.weight.abs())
