@@ -237,6 +237,13 @@ def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained,
     assert not lines[0].startswith("error RCV") or (len(lines) == 3 and lines[2].startswith("  fix: ")), talk
 
 
+def test_running_a_file_of_yours_is_said_before_it_is_done(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("import sys\nprint('RAN', file=sys.stderr)\nraise SystemExit(7)\n")
+    _, _, talk = call(capsys, "doctor", "--model", f"py:{path}:f", "--data", "digits")
+    assert talk.index(f"running {path}: its code can do whatever you can") < talk.index("RAN")
+
+
 def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> None:
     for verb in (api.train, api.audit, api.harden, api.explain, api.compare):
         code, printed, _ = call(capsys, verb.__name__, "--help")

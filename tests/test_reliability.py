@@ -288,8 +288,10 @@ def test_a_net_that_leaks_labels_to_one_step_is_seen_through() -> None:
         job = job_for(model, test)
         alone = worst_case(job, [Planned("fgsm", one_step.func, {})], eps=eps)
         outcome, _ = measure(job, plan_for("standard", "linf"), eps=eps)
+        _, flags = measure(job, [Planned("fgsm", one_step.func, {})], eps=eps)
     assert int(alone.robust(eps).sum()) >= 40
     assert int(outcome.robust(eps).sum()) <= 2
+    assert "raised" in {flag.status for flag in flags}  # and where only that step is asked for, it is told
 
 
 def test_a_class_for_rejected_images_is_refused_until_it_is_told_what_counts(linear) -> None:

@@ -142,7 +142,13 @@ def make_record(n: int, classes: tuple[str, ...], clean: int, robust: int) -> re
     )
 
 
-HOSTILE = ("</script><script>window.PWN=1</script>", '"><img src=x onerror="window.PWN=1">', "\u202etxet", "猫" * 100)
+HOSTILE = (
+    "</script><script>window.PWN=1</script>",
+    '"><img src=x onerror="window.PWN=1">',
+    "\u202etxet",
+    "猫" * 300,
+    "\x1b[31mred\x07",
+)
 
 
 @pytest.mark.parametrize(
