@@ -439,6 +439,14 @@ class Evidence(_Frozen):
     withdrawn: int = 0
 
 
+class Flow(_Frozen):
+    """How many images of one class, right when clean, an attack at the headline eps turned into another class."""
+
+    label: int
+    prediction: int
+    count: int
+
+
 class Certified(_Frozen):
     """What was proved and what was broken at one eps, of the same classifier on the same images.
 
@@ -499,6 +507,7 @@ class Record(_Frozen):
     others: tuple[OtherThreat, ...] = ()
     certified: tuple[Certified, ...] = ()
     evidence: Evidence | None = None
+    flows: tuple[Flow, ...] = ()
     cases: tuple[Case, ...] = ()
     training: Training | None = None
     cost: Cost | None = None

@@ -147,6 +147,19 @@ def test_what_no_file_can_show_is_kept_as_floats_and_counted_apart(tmp_path: Pat
     assert "no 8-bit image shows" in run.page.read_text()
 
 
+def test_the_flows_are_those_of_the_evidence(audited: Path) -> None:
+    record = runs.load(audited)
+    lines = [json.loads(line) for line in (audited / "cases.jsonl").read_text().splitlines()]
+    fell = [line for line in lines if line["eps"] <= record.headline_eps * (1 + 1e-9)]
+    assert sum(flow.count for flow in record.flows) == len(fell) > 5
+    for flow in record.flows:
+        same = [line for line in fell if (line["label"], line["prediction"]) == (flow.label, flow.prediction)]
+        assert len(same) == flow.count and flow.label != flow.prediction
+    for k, row in enumerate(record.classes):  # rows of the matrix add up
+        assert row.robust + sum(flow.count for flow in record.flows if flow.label == k) == row.clean
+    assert "Where attacked images go" in (audited / "report.html").read_text()
+
+
 def test_rounding_is_undone_by_attacking_on_the_grid() -> None:
     """On a linear model and a small eps, rounding towards the image undoes some successes; the grid finds some."""
     linear = make_linear(5, (3, 6, 5), seed=1, dtype=torch.float32)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustcv import processes
@@ -34,6 +34,8 @@ class Replayable:
         How many failures were.
     forward, backward
         Passes that this took.
+    classes
+        What each attacked image is taken for; -1 where no attack broke it.
     """
 
     outcome: WorstCase
@@ -41,6 +43,7 @@ class Replayable:
     withdrawn: int
     forward: int
     backward: int
+    classes: Int64[Tensor, " n"]
 
 
 def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: None) -> Replayable:
@@ -55,6 +58,7 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
     candidates = {eps: (rows, images.clone()) for eps, (rows, images) in outcome.candidates.items()}
     distance = outcome.distance.clone()
     counts = torch.zeros(2, dtype=torch.int64)
+    classes = torch.full((len(job.images),), -1)
     for eps in outcome.sweep:
         rows = fell[outcome.broken_at[fell] == eps]
         blocks = rows.split(BLOCK) if len(rows) else ()
@@ -66,6 +70,7 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
         for block, found in zip(blocks, processes.shared(blocks, work), strict=True):
             exact[block], stays[block] = found["exact"], found["stays"]
             counts += found["counts"]
+            classes[block] = found["classes"]
             distance[block] = found["distance"]
             known, images = candidates[eps]
             images[torch.searchsorted(known, block)] = found["images"]
@@ -73,7 +78,8 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
     broken_at, broken_by = outcome.broken_at.clone(), outcome.broken_by.clone()
     broken_at[lost], broken_by[lost], distance[lost] = torch.inf, -1, torch.nan
     settled = replace(outcome, broken_at=broken_at, broken_by=broken_by, distance=distance, candidates=candidates)
-    return Replayable(settled, exact, len(lost), *counts.tolist())
+    classes[lost] = -1
+    return Replayable(settled, exact, len(lost), int(counts[0]), int(counts[1]), classes)
 
 
 def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str, Tensor]:
@@ -89,9 +95,13 @@ def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str
     found = given.clone()
     spent = torch.zeros(2, dtype=torch.int64)
 
+    classes = torch.full((len(rows),), -1)
+
     def fools(images: Tensor, some: Tensor) -> Tensor:
         spent[0] += len(some) * job.samples
-        return _fools_alone(job, images, clean[some], chosen.labels[some], eps)
+        won, seen = _fools_alone(job, images, clean[some], chosen.labels[some], eps)
+        classes[some[won]] = seen[won]
+        return won
 
     everyone = torch.arange(len(rows))
     if chosen.images.dtype == torch.uint8:
@@ -107,22 +117,30 @@ def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str
     left = everyone[~exact]
     stays[left] = fools(found[left], left)
     distance = NORMS[job.norm].distance(found, clean).float()
-    settled = {"images": found, "exact": exact, "stays": stays, "distance": distance, "counts": spent}
+    settled = {
+        "images": found,
+        "exact": exact,
+        "stays": stays,
+        "distance": distance,
+        "counts": spent,
+        "classes": classes,
+    }
     job.state.save_arrays(key, {name: tensor.numpy() for name, tensor in settled.items()})
     return settled
 
 
 def _fools_alone(
     job: Job, candidates: Float[Tensor, "n c h w"], clean: Float[Tensor, "n c h w"], labels: Tensor, eps: float
-) -> Bool[Tensor, " n"]:
-    """Ask about each candidate alone: inside the ball and the box, and wrong."""
+) -> tuple[Bool[Tensor, " n"], Int64[Tensor, " n"]]:
+    """Ask about each candidate alone: whether it is inside the ball and the box and wrong, and its class."""
     near = NORMS[job.norm].distance(candidates, clean) <= eps * (1 + TOLERANCE) + TOLERANCE
     inside = near & ((candidates >= 0) & (candidates <= 1)).flatten(1).all(1)
-    wrong = []
+    wrong, classes = torch.zeros(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.int64)
     with torch.no_grad():
-        for image, label in zip(candidates, labels, strict=True):
-            wrong.append(~right(job.classifier(image[None].to(job.device)).cpu(), label[None]))
-    return inside & torch.cat([*wrong, torch.empty(0).bool()])
+        for k, (image, label) in enumerate(zip(candidates, labels, strict=True)):
+            logits = job.classifier(image[None].to(job.device)).cpu()
+            wrong[k], classes[k] = ~right(logits, label[None])[0], logits[0].argmax()
+    return inside & wrong, classes
 
 
 def _on_the_grid(job: Job, rows: Tensor, eps: float) -> Attacked:

@@ -34,7 +34,7 @@ from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
-from robustcv.verbs.evidence import evidence_of
+from robustcv.verbs.evidence import evidence_of, flows_of
 from robustcv.verbs.explained import Explained
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
 from robustcv.verbs.pairing import Saved
@@ -204,6 +204,7 @@ def audit(
         others=beyond.others,
         certified=certified,
         evidence=kept,
+        flows=() if settled is None else flows_of(chosen, settled, headline),
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
         explanations=explanations,

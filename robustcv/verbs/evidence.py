@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections import Counter
 from typing import Any
 
 import torch
@@ -54,6 +55,13 @@ def evidence_of(images: ImageSet, found: Replayable) -> tuple[records.Evidence, 
     return counts, files
 
 
+def flows_of(images: ImageSet, found: Replayable, eps: float) -> tuple[records.Flow, ...]:
+    """Count which classes the images of each class are taken for once they are attacked, at or below eps."""
+    fell = (found.outcome.broken_by >= 0) & ~found.outcome.robust(eps)
+    pairs = Counter(zip(images.labels[fell].tolist(), found.classes[fell].tolist(), strict=True))
+    return tuple(records.Flow(label=a, prediction=b, count=n) for (a, b), n in sorted(pairs.items()))
+
+
 def _line(images: ImageSet, found: Replayable, row: int, eps: float, name: str, exact: bool) -> dict[str, Any]:
     outcome = found.outcome
     return {
@@ -64,6 +72,7 @@ def _line(images: ImageSet, found: Replayable, row: int, eps: float, name: str, 
         "norm": outcome.norm,
         "eps": eps,
         "distance": float(outcome.distance[row]),
+        "prediction": int(found.classes[row]),
         "form": "png" if exact else "float",
         "evidence": name,
     }

@@ -11,6 +11,7 @@ from robustcv.report.sections.cost import cost
 from robustcv.report.sections.evidence import calibration, cases, training
 from robustcv.report.sections.explanations import explanations, focus, league, stability
 from robustcv.report.sections.findings import findings, limits
+from robustcv.report.sections.flows import flows
 from robustcv.report.sections.reproduction import glossary, next_step, reproduce
 from robustcv.report.sections.robustness import classes, curve, threat_model
 from robustcv.report.sections.tuning import tuning
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "limits": limits,
     "paired": paired,
     "classes": classes,
+    "flows": flows,
     "certified": certified,
     "beyond": beyond,
     "cases": cases,
