@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcv import launch, runs, stopping
+from robustcv import __version__, launch, runs, stopping
 from robustcv.errors import INTERRUPTED, UserError
 from robustcv.records import Check, Record
 
@@ -772,7 +772,7 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:
@@ -787,10 +787,8 @@ def _leaving(out: Path | str | None) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if out is not None:
-            runs.release(out)
-            if not launch.one_of_several():
-                runs.discard_if_unused(out)
+        if out is not None and not launch.one_of_several():
+            runs.discard_if_unused(out)
         raise
     finally:
         if out is not None:
@@ -826,7 +824,7 @@ def _run_in(
         if verb in ("train", "harden", "tune"):
             places |= {"trials", "storage", "effort", "n", "audits", "export"}
         scientific = {name: value for name, value in kept.items() if name not in places}
-        key = runs.fingerprint(verb, shown, scientific)
+        key = runs.fingerprint(__version__, runs.STATE_FORMAT, verb, shown, scientific)
         state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
         if resume and verb != "tune" and _finished(Path(out)):  # but for, perhaps, its page
             _require_same_model(Path(out), classifier, options)
@@ -834,7 +832,7 @@ def _run_in(
                 return Run(runs.load(out), runs.load_files(out))
             from robustcv import report
 
-            report.write(out)
+            report.write_formats(out, ["html", *options.get("format", ())])
             return Run(runs.load(out), runs.load_files(out), Path(out))
     try:
         result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))

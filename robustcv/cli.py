@@ -369,7 +369,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
-    stopping.listen()
+    if not launch.one_of_several():  # several would have to agree where to stop
+        stopping.listen()
     code = _run(arguments)
     launch.leave(code)
     # torchrun would report a code as a crash; whoever started it reads the file

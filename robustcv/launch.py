@@ -36,6 +36,7 @@ def start(arguments: Sequence[str], devices: int, folder: Path) -> int:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
                    "-m", "robustcv", *arguments]  # fmt: skip
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // devices))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends them all; what is done is saved
         running = subprocess.Popen(command, env={**os.environ, EXIT_FILE: str(left), "OMP_NUM_THREADS": threads})
         try:
             code = running.wait()

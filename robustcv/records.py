@@ -30,6 +30,14 @@ class Metric(_Frozen):
     bound: Literal["upper", "lower"] | None = None
     attack: str | None = None
 
+    @model_validator(mode="after")
+    def _possible(self) -> "Metric":
+        if self.n < 1 or (self.count is not None and not 0 <= self.count <= self.n):
+            raise ValueError(f"{self.name}: {self.count} of {self.n} is no proportion")
+        if self.eps is not None and not 0 <= self.eps < float("inf"):
+            raise ValueError(f"{self.name}: eps {self.eps} is no radius")
+        return self
+
 
 class AttackResult(_Frozen):
     """What one attack did at one eps: attempted and broken images, passes spent, largest distance measured."""
@@ -464,6 +472,12 @@ class Certified(_Frozen):
     high: float
     contradictions: int = 0
     details: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Certified":
+        if not (self.n >= 1 and 0 <= self.certified <= self.n and 0 <= self.broken <= self.n):
+            raise ValueError(f"{self.certified} proved and {self.broken} broken of {self.n} cannot be")
+        return self
 
 
 class Environment(_Frozen):

@@ -107,7 +107,9 @@ _BEGINNINGS = ("fingerprint", "inputs", "owner")  # a run that stopped before it
 
 
 def discard_if_unused(folder: Path | str) -> None:
-    """Remove a run folder in which no work was done yet."""
+    """Remove a run folder that this process holds, and in which no work was done yet."""
+    if Path(folder).resolve() not in _held:
+        return
     state = Path(folder) / "state"
     left = {path for path in Path(folder).rglob("*") if path != state} if state.is_dir() else set()
     if left and left <= {state / name for name in _BEGINNINGS}:
@@ -264,6 +266,7 @@ def to_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
+STATE_FORMAT = 2  # of what an interrupted run leaves: another one cannot go on with it
 VOLATILE = ("seconds", "started", "command", "runs", "p50", "p95")  # what differs between two runs that are the same
 
 
@@ -317,9 +320,12 @@ class _Files(Mapping[str, bytes]):
         self.folder = folder
 
     def __getitem__(self, name: str) -> bytes:
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):  # a record may name anything
+            raise KeyError(name)
         try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
+            return path.read_bytes()
+        except OSError:
             raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor do those of commands that a test starts
 os.environ.setdefault("ROBUSTCV_CACHE", "")  # set to a temporary folder below; never the user's
 
 

@@ -315,7 +315,7 @@ def test_training_survives_being_killed_and_resumes_to_the_same_weights(tmp_path
     talk = process.communicate()[1]
     assert process.returncode == code
     assert (kill != signal.SIGINT) or "--resume" in talk
-    assert "Traceback" not in talk and not (killed / "model.safetensors").exists()
+    assert "Traceback" not in talk and (killed / "model.safetensors").exists() == (kill == signal.SIGINT)
     again = subprocess.run(
         [*COMMAND, *arguments, "-o", str(killed), "--resume"], env=environment, capture_output=True, text=True
     )
@@ -323,20 +323,3 @@ def test_training_survives_being_killed_and_resumes_to_the_same_weights(tmp_path
     first, second = (runs.load(folder) for folder in (straight, killed))
     assert first.model.sha256 == second.model.sha256 and first.metrics == second.metrics
     assert (straight / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_an_audit_survives_being_killed(trained: Path, tmp_path: Path) -> None:
-    arguments = ["audit", "--model", str(trained), "--data", "digits", "-n", "200", "--batch-size", "16", "-q"]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    subprocess.run([*COMMAND, *arguments, "-o", str(straight)], check=True, capture_output=True)
-    process = subprocess.Popen([*COMMAND, *arguments, "-o", str(killed)])
-    while len(list((killed / "state").glob("plan-apgd*"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    subprocess.run([*COMMAND, *arguments, "-o", str(killed), "--resume"], check=True, capture_output=True)
-    first, second = (runs.load(folder) for folder in (straight, killed))
-    assert first.metrics == second.metrics and first.passes == second.passes
-    assert (straight / "cases.jsonl").read_bytes() == (killed / "cases.jsonl").read_bytes()

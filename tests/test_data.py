@@ -289,7 +289,7 @@ def test_copies_in_a_folder_without_splits_are_refused_where_the_split_parts_the
     source = layout(tmp_path, {f"{name}/{i}.png": png(1) for name in "ab" for i in range(6)})
     with pytest.raises(UserError, match="is the same file as"):
         load(str(source), split="train")
-    assert load(str(source)).twins == 2
+    assert int(load(str(source)).twins.sum()) == 2
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_splits_that_share_a_file_are_refused_for_training_and_counted_for_judgi
     with pytest.raises(UserError, match="is the same file as"):
         load(str(source), split="train")
     for _ in range(2):  # from the cache, too
-        assert load(str(source)).twins == 1
+        assert int(load(str(source)).twins.sum()) == 1
 
 
 @pytest.mark.parametrize(

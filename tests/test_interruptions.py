@@ -64,7 +64,7 @@ KILLS = {"train": 6, "harden": 6, "audit": 8, "explain": 5}
 @pytest.mark.parametrize(
     ("verb", "number"),
     [
-        pytest.param(verb, k, marks=[] if (verb, k) in (("audit", 0), ("explain", 0)) else pytest.mark.every_case)
+        pytest.param(verb, k, marks=[] if (verb, k) == ("audit", 0) else pytest.mark.every_case)
         for verb, many in KILLS.items()
         for k in range(many)
     ],

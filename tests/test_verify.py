@@ -63,7 +63,7 @@ def removed(folder: Path) -> None:
 def metric(folder: Path) -> None:
     raw = json.loads((folder / "report.json").read_text())
     found = next(each for each in raw["metrics"] if each["name"] == "robust_accuracy")
-    found["count"] -= 1
+    found["count"] += 1
     (folder / "report.json").write_text(json.dumps(raw))
 
 
@@ -95,7 +95,61 @@ def swapped(folder: Path) -> None:
     edited_line(folder, evidence=lines[1]["evidence"])
 
 
+@change("hidden failures")
+def hidden(folder: Path) -> None:
+    """Fewer lines, and a record that agrees with them."""
+    lines = (folder / "cases.jsonl").read_text().splitlines()
+    (folder / "cases.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    raw = json.loads((folder / "report.json").read_text())
+    clean = next(each for each in raw["metrics"] if each["name"] == "clean_accuracy")["count"]
+    kept = [json.loads(line)["eps"] for line in lines[:3]]
+    for each in raw["metrics"]:
+        if each["name"] == "robust_accuracy" and each["attack"] is None:
+            each["count"] = clean - sum(eps <= each["eps"] * (1 + 1e-9) for eps in kept)
+    raw["evidence"] |= {"failures": 3, "eight_bit": 3, "only_float": 0}
+    (folder / "report.json").write_text(json.dumps(raw))
+
+
+@change("a repeated failure")
+def repeated(folder: Path) -> None:
+    path = folder / "cases.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+
+
+@change("no lines")
+def no_lines(folder: Path) -> None:
+    (folder / "cases.jsonl").unlink()
+
+
+@change("torn lines")
+def torn_lines(folder: Path) -> None:
+    (folder / "cases.jsonl").write_bytes(b'{"index": \xff')
+
+
+@change("a torn archive")
+def torn_archive(folder: Path) -> None:
+    path = folder / "evidence/broken.zip"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+@change("torn verdicts")
+def torn_verdicts(folder: Path) -> None:
+    (folder / "evidence/verdicts.safetensors").write_bytes(b"torn")
+
+
+@change("a norm of its own")
+def other_norm(folder: Path) -> None:
+    edited_line(folder, norm="l2")
+
+
 WANTED = {
+    "hidden failures": ("counts", "failures are not listed"),
+    "a repeated failure": ("counts", "two failures share their evidence"),
+    "no lines": ("counts", "is missing or was changed"),
+    "torn lines": ("counts", "is missing or was changed"),
+    "a torn archive": ("failures replayed", "its images are missing"),
+    "torn verdicts": ("counts", "verdicts.safetensors"),
+    "a norm of its own": ("counts", "in another norm"),
     "evidence files": ("evidence files", "verdicts.safetensors was changed"),
     "a file too many": ("evidence files", "more.png is not listed"),
     "a file too few": ("failures replayed", "its images are missing"),
@@ -134,6 +188,18 @@ def test_the_command_line_lists_what_does_not_hold(capsys, audited: Path, tmp_pa
     assert json.loads(call(capsys, "verify", str(audited), "-q", "--json")[1])[0]["status"] == "pass"
     with pytest.raises(UserError, match="holds no evidence to replay"):
         rc.verify(Path(json.loads((audited / "report.json").read_text())["options"]["model"]))
+
+
+def test_a_run_folder_cannot_have_its_code_run(audited: Path, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "copy", tmp_path / "ran"
+    shutil.copytree(audited, folder)
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    raw = json.loads((folder / "report.json").read_text())
+    raw["options"]["model"] = f"py:{folder / 'evil.py'}:f"
+    (folder / "report.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="runs no code because a run folder names it"):
+        rc.verify(folder, quiet=True)
+    assert not mark.exists()
 
 
 def test_what_no_file_can_show_is_kept_as_floats_and_counted_apart(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustcv.attacks.norms import NormName
-from robustcv.certificates.graph import Operation, operations_of
+from robustcv.certificates.graph import Operation, operations_of, require_same
 
 Interval = tuple[Tensor, Tensor]
 CHUNK = 256  # linear forms carried backwards at a time
@@ -60,6 +60,7 @@ def lower_margins(
 ) -> Float[Tensor, "n k_1"]:
     """Bound from below how far the label's logit stays above each other one, over the ball and [0, 1]; see `bounds`."""
     operations = operations_of(classifier, tuple(int(each) for each in images.shape[1:]))  # type: ignore[arg-type]
+    require_same(operations, classifier, images[:2])
     ball = _Ball(images.double(), eps, norm)
     intervals: list[Interval] = []
     for place, operation in enumerate(operations):

@@ -83,6 +83,29 @@ def operations_of(classifier: nn.Module, shape: tuple[int, int, int]) -> list[Op
     raise AssertionError("a traced graph has an output")
 
 
+AGREEMENT = 1e-3  # largest difference of logits, in units of the largest: float32 against float64
+
+
+def require_same(operations: list[Operation], classifier: nn.Module, images: Tensor) -> None:
+    """Hold a list of operations against the classifier it was made of, on images and on noise.
+
+    Raises
+    ------
+    UserError
+        If they differ: the trace has missed something, and a proof about it would be about another function.
+    """
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    points = torch.cat([images, noise])
+    values: list[Tensor] = []
+    for operation in operations:
+        given = [values[place] for place in operation.inputs]
+        values.append(operation.call(*given) if given else points.double())
+    with torch.no_grad():
+        logits = classifier(points).double()
+    if not bool((values[-1] - logits).abs().max() <= AGREEMENT * logits.abs().max().clamp_min(1e-30)):
+        raise _no_rule("what this model does: its operations, one by one, do not give its logits")
+
+
 def _until(made: list[Operation], last: int) -> list[Operation]:
     return made[: last + 1]
 
@@ -111,13 +134,18 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module], places: dict[fx.Nod
     tensors = [each for each in node.args if isinstance(each, fx.Node)]
     inputs = tuple(places[each] for each in tensors)
     if node.op == "call_module":
-        return _of_module(modules[str(node.target)], inputs)
+        module = modules[str(node.target)]
+        _refuse_in_place(node, bool(getattr(module, "inplace", False)))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise _no_rule(f"the hooks of {type(module).__name__}")
+        return _of_module(module, inputs)
     if node.op == "call_function":
         if node.target in (operator.add, torch.add, operator.iadd) and len(inputs) == 2 and not node.kwargs:
             return Operation("add", inputs, torch.add)
         if node.target in (functional.relu, torch.relu):
+            _refuse_in_place(node, bool(node.kwargs.get("inplace")))
             return Operation("relu", inputs, functional.relu)
-        if node.target in (functional.dropout,):
+        if node.target is functional.dropout and node.kwargs.get("training") is False:
             return inputs[0]
         if len(inputs) == 1 and (node.target in _MONOTONE_CALLS or _is_zero_padding(node)):
             return Operation("monotone", inputs, _bound_to(node.target, node))
@@ -129,6 +157,13 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module], places: dict[fx.Nod
         if node.target in ("flatten", "mean"):
             return Operation("monotone", inputs, _bound_to(getattr(torch.Tensor, str(node.target)), node))
     raise _no_rule(f"{getattr(node.target, '__name__', node.target)}")
+
+
+def _refuse_in_place(node: fx.Node, in_place: bool) -> None:
+    """Refuse an operation that changes a value which others read: the trace shows them the old one."""
+    argument = node.args[0]
+    if in_place and (not node.users or (isinstance(argument, fx.Node) and len(argument.users) > 1)):
+        raise _no_rule("an in-place ReLU whose argument is used again")
 
 
 def _is_zero_padding(node: fx.Node) -> bool:
@@ -174,8 +209,8 @@ def _of_module(module: nn.Module, inputs: tuple[int, ...]) -> Operation | int:
 
 
 def _pool(kernel: Any, stride: Any = None, padding: Any = 0, **rest: Any) -> Call:
-    if {name: value for name, value in rest.items() if value not in (1, False)}:
-        raise _no_rule("max pooling with dilation")
+    if rest.get("ceil_mode") or rest.get("return_indices") or rest.get("dilation", 1) not in (1, (1, 1)):
+        raise _no_rule("max pooling with dilation or ceil_mode")
 
     size, step, rim = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
 

@@ -129,7 +129,7 @@ class _InZip:
 
 def archive_key(source: Path, split: str, resize: int | None, seed: int) -> str:
     """Hash an archive with what is asked of it: one read of the compressed bytes."""
-    digest = hashlib.blake2b(f"archive 2:{split}:{resize}:{seed}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"archive 3:{split}:{resize}:{seed}".encode(), digest_size=16)
     with source.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)

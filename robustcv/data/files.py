@@ -80,7 +80,7 @@ def from_files(
     files = _with_splits(files, seed)
     classes = _check_layout(files, name, class_names)
     chosen, found = _choose_split(files, split, name)
-    twins = _twins(files, found)
+    names = _twins(files, found)
     bad = 0
     if skip_bad:
         present = {file.class_name for file in chosen}
@@ -93,6 +93,7 @@ def from_files(
                 "repair its files, or remove the class",
             )
     labels = torch.tensor([classes[file.class_name] for file in chosen])
+    twins = None if names is None else torch.tensor([file.name in names for file in chosen])
     first = _decode(chosen[0], resize)
     if isinstance(first, UserError):
         raise first
@@ -108,7 +109,13 @@ def from_files(
     hit = cache.read(key)
     if hit is None:
         pixels = _decode_all(dataset, shape, progress)
-        meta = {"labels": labels.tolist(), "class_names": list(classes), "split": found, "skipped": bad, "twins": twins}
+        meta = {
+            "labels": labels.tolist(),
+            "class_names": list(classes),
+            "split": found,
+            "skipped": bad,
+            "twins": None if twins is None else twins.tolist(),
+        }
         hit = cache.write(key, pixels, meta)
     return replace(
         from_cache(hit, name), skipped=bad, twins=twins
@@ -120,7 +127,8 @@ def from_cache(hit: cache.Entry, name: str) -> ImageSet:
     meta = hit.meta
     names = tuple(meta["class_names"])
     labels = torch.tensor(meta["labels"])
-    left = {"skipped": meta.get("skipped", 0), "twins": meta.get("twins")}
+    twins = meta.get("twins")
+    left = {"skipped": meta.get("skipped", 0), "twins": None if twins is None else torch.tensor(twins)}
     return ImageSet(torch.from_numpy(hit.pixels), labels, names, name, meta["split"], **left)
 
 
@@ -152,8 +160,8 @@ def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] 
 TORN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, TypeError, KeyError, struct.error)
 
 
-def _twins(files: list[ImageFile], split: str) -> int | None:
-    """Count the files of a split that stand in another one too, linked or copied; None where that is not known.
+def _twins(files: list[ImageFile], split: str) -> set[str] | None:
+    """Name the files of a split that are training files too, linked or copied; None where that is not known.
 
     Only files of equal size need to be read.
 
@@ -175,14 +183,14 @@ def _twins(files: list[ImageFile], split: str) -> int | None:
             except TORN:
                 continue  # decoding it will tell
             seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), []).append(file)
-    twins = 0
+    twins: set[str] = set()
     for same in seen.values():
         own = [file for file in same if file.split == split]
         other = next((file for file in same if file.split != split), None)
-        if own and other is not None:
-            if split == "train":
-                raise _shared(own[0], other)
-            twins += len(own)
+        if own and other is not None and split == "train":
+            raise _shared(own[0], other)
+        if any(file.split == "train" for file in same):
+            twins |= {file.name for file in own}
     return twins
 
 
@@ -330,7 +338,7 @@ def _gather(items: list[tuple[Tensor | UserError, int]]) -> Tensor | UserError:
 
 def _content_key(files: list[ImageFile], split: str, resize: int | None, classes: list[str]) -> str:
     """Hash the names and bytes of the files of one split."""
-    digest = hashlib.blake2b(f"folder 2:{split}:{resize}:{classes}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"folder 3:{split}:{resize}:{classes}".encode(), digest_size=16)
     for file in files:
         digest.update(f"{file.class_name}/{Path(file.name).name}".encode())
         digest.update(hashlib.blake2b(file.read(), digest_size=16).digest())

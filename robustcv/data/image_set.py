@@ -38,7 +38,7 @@ class Images(Protocol):
     @property
     def skipped(self) -> int: ...
     @property
-    def twins(self) -> int | None: ...
+    def twins(self) -> Tensor | None: ...
     def __len__(self) -> int: ...
     def take(self, rows: Tensor) -> "Images": ...
     def in_memory(self) -> "ImageSet": ...
@@ -69,7 +69,7 @@ class ImageSet:
     skipped
         Number of files that could not be decoded and were left out, as asked.
     twins
-        Number of files of this split that stand in another split too; None where that is not known.
+        Which images come from files that are training files too; None where that is not known.
     """
 
     images: Tensor = field(repr=False)
@@ -82,7 +82,7 @@ class ImageSet:
     indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
     total: int = 0
     skipped: int = 0
-    twins: int | None = None
+    twins: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -130,6 +130,7 @@ class ImageSet:
             labels=self.labels[rows],
             masks=None if self.masks is None else self.masks[rows],
             indices=self.indices[rows],
+            twins=None if self.twins is None else self.twins[rows],
         )
 
     def in_memory(self) -> "ImageSet":
@@ -184,17 +185,22 @@ class ImageStream:
         indices: Tensor | None = None,
         workers: int = 2,
         skipped: int = 0,
-        twins: int | None = None,
+        twins: Tensor | None = None,
     ) -> None:
         self.dataset, self.class_names, self.shape = dataset, class_names, shape
         self.name, self.split, self.flippable, self.workers = name, split, flippable, workers
-        self.all_labels, self.skipped, self.twins = labels, skipped, twins
+        self.all_labels, self.skipped, self.all_twins = labels, skipped, twins
         self.indices = torch.arange(len(labels)) if indices is None else indices
 
     @property
     def labels(self) -> Tensor:
         """Labels of the images in this set."""
         return self.all_labels[self.indices]
+
+    @property
+    def twins(self) -> Tensor | None:
+        """Which images are training files too."""
+        return None if self.all_twins is None else self.all_twins[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -212,7 +218,7 @@ class ImageStream:
             indices=self.indices[rows],
             workers=self.workers,
             skipped=self.skipped,
-            twins=self.twins,
+            twins=self.all_twins,
         )
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:

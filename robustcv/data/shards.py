@@ -142,7 +142,7 @@ def _wrong(path: Path, what: str, why: str) -> UserError:
 def _named(files: list[ImageFile], names: list[str] | None, pattern: str) -> tuple[list[ImageFile], list[str] | None]:
     """Turn class numbers into the names listed; numbers without names are ordered as numbers."""
     numbers = {file.class_name for file in files}
-    if not all(number.lstrip("-").isdigit() for number in numbers):
+    if not all(re.fullmatch(r"-?[0-9]{1,9}", number) for number in numbers):
         if names is not None and (unknown := sorted(numbers - set(names))):
             raise UserError(
                 "RCV-E012", f"{pattern}: no class {unknown[0]!r}", f"known: {', '.join(names)}", "complete classes.txt"

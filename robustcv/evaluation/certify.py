@@ -7,12 +7,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustcv import draws, processes, runs, stats
 from robustcv.attacks.norms import NormName
 from robustcv.certificates.bounds import bounds
+from robustcv.certificates.graph import operations_of
 from robustcv.certificates.smoothing import largest_radius, outvoted, smoothed_pgd, smoothing
+from robustcv.classifier import frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import share
@@ -24,7 +26,27 @@ from robustcv.runtime import Advance, in_chunks
 BOUNDED = ("linf", "l2", "l1")
 TOGETHER = 4  # images bounded at a time: a layer's values are carried back through all layers before it
 SMOOTHED = 100  # images that are voted on, at most: each costs over a thousand passes
+CONTROLS = 12  # proved images that are attacked all the same
 GRID = (0.5, 1.0, 1.5, 2.0)  # radii to tell, in sigma
+
+
+def require_boundable(classifier: nn.Module, norm: str, shape: tuple[int, int, int]) -> None:
+    """Refuse a norm, or a model, that cannot be bounded.
+
+    Raises
+    ------
+    UserError
+        If that is so.
+    """
+    if norm not in BOUNDED:
+        raise UserError(
+            "RCV-E111",
+            f"there are no bounds in {norm}",
+            "linear relaxations need a ball that is convex",
+            f"use --norm {BOUNDED[0]}, or leave bounds out of --certify",
+        )
+    with frozen(classifier):
+        operations_of(classifier, shape)
 
 
 def certify_bounds(
@@ -37,24 +59,16 @@ def certify_bounds(
     Raises
     ------
     UserError
-        If the norm, or an operation of the model, cannot be bounded.
+        If an operation of the model cannot be bounded.
     """
-    if outcome.norm not in BOUNDED:
-        raise UserError(
-            "RCV-E111",
-            f"there are no bounds in {outcome.norm}",
-            "linear relaxations need a ball that is convex",
-            f"use --norm {BOUNDED[0]}, or leave bounds out of --certify",
-        )
     norm: NormName = "linf" if outcome.norm == "linf" else "l2" if outcome.norm == "l2" else "l1"
     proved = torch.zeros(len(job.images), dtype=torch.bool)
     made = []
     for eps in reversed(outcome.sweep):
         wrong = ~outcome.robust(eps)
-        for given in ({"inner": 0}, options) if "inner" not in options else (options,):
-            # the cheap round is for all, so that a proof of a broken image would show; the dear one for those left
-            open_ = job.predictions.correct & ~proved if given is not options else ~wrong & ~proved
-            rows = open_.nonzero().squeeze(1)
+        # the cheap round is for all, so that a proof of a broken image would show; the dear one for those left
+        for given, open_ in (({"inner": 0}, job.predictions.correct), (options, ~wrong)):
+            rows = (open_ & ~proved).nonzero().squeeze(1)
             proved[rows[_proved(job, rows, eps, norm, given)]] = True
         advance(len(job.images))
         made.append(_row("bounds", norm, eps, proved, wrong, int((proved & wrong).sum()), dict(options)))
@@ -132,7 +146,8 @@ def certify_smoothing(
     made = []
     for radius in sorted(each for each in asked if each <= cap):
         proved = correct & (radii >= radius)
-        broken = _outvoted(job, chosen, ~proved, radius, given)
+        attacked = ~proved | (proved & (proved.cumsum(0) <= CONTROLS))  # and some of the proved, which must stand
+        broken = _outvoted(job, chosen, attacked, radius, given)
         details = {**given, "largest radius": cap, "abstained": int((arrays["classes"] < 0).sum())}
         made.append(_row("smoothing", "l2", radius, proved, broken, int((proved & broken).sum()), details))
         advance(len(chosen))
@@ -158,7 +173,7 @@ def _voted(job: Job, chosen: ImageSet, given: Mapping[str, Any], advance: Advanc
 
 
 def _outvoted(job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: Mapping[str, Any]) -> Bool[Tensor, " n"]:
-    """Attack the images that are not proved; gives those that the smoothed classifier then surely gets wrong.
+    """Attack some images; gives those that the smoothed classifier then surely gets wrong.
 
     Where it already errs on the clean image, that image is kept as it is.
     """

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from robustcv import draws
+from robustcv import draws, stopping
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.losses import margin
 from robustcv.evaluation import slopes
@@ -70,7 +70,10 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
         flags.append(_one_step(job, outcome, _some(job, by_one, units * 0.1 / 12, "one step")))
     else:
         flags.append(_not_run("one step wins", "the plan does not begin with one step"))
-    flags.append(_rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale")))
+    flag, tried = _rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale"))
+    flags.append(flag)
+    for found in tried:
+        outcome = merge(outcome, found)
     flag, found = _unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished"))
     flags.append(flag)
     outcome = merge(outcome, found) if found is not None else outcome
@@ -118,6 +121,7 @@ def _wins(
         return _not_run(name, "no image stands"), None
     planned = Planned(attack, ATTACKS[attack], options)
     found = worst_case(job, [planned], eps=outcome.headline, among=sample, reason="probe", tag=f"-{attack}")
+    stopping.at_boundary()  # a probe that did not run has found nothing
     broken = found.results[0].broken
     told = f"{attack.capitalize()} with {options['queries']} queries"
     figure = f"{told} breaks {broken} of {n} images that the plan left standing"
@@ -130,7 +134,9 @@ def _attack_some(
     """Run ten plain PGD steps on the margin, or another attack; what they break is not counted."""
     options = {"steps": STEPS, "loss": "margin"}
     planned = planned or Planned("pgd", ATTACKS["pgd"], options)
-    return worst_case(job, [planned], eps=eps, among=sample, reason="probe", tag=tag)
+    found = worst_case(job, [planned], eps=eps, among=sample, reason="probe", tag=tag)
+    stopping.at_boundary()
+    return found
 
 
 def _one_step(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> Check:
@@ -158,12 +164,14 @@ class _Rescaled(nn.Module):
         return logits
 
 
-def _rescaled(job: Job, outcome: WorstCase, plan: Sequence[Planned], sample: Bool[Tensor, " n"]) -> Check:
+def _rescaled(
+    job: Job, outcome: WorstCase, plan: Sequence[Planned], sample: Bool[Tensor, " n"]
+) -> tuple[Check, tuple[WorstCase, ...]]:
     """Run the plan's first gradient attack on the logits as they are, and brought to a mean gap of 1."""
     name, n = "scale of the logits", int(sample.sum())
     gradient = [each for each in plan if "loss" in inspect.signature(each.attack).parameters]
     if n == 0 or not gradient:
-        return _not_run(name, "no image is right" if n == 0 else "no attack of the plan takes gradients of a loss")
+        return _not_run(name, "no image is right" if n == 0 else "no attack of the plan takes gradients of a loss"), ()
     top = job.predictions.logits[sample].topk(2, dim=1).values
     gap = float((top[:, 0] - top[:, 1]).mean())
     planned = replace(gradient[0], reach=0.0)
@@ -172,24 +180,28 @@ def _rescaled(job: Job, outcome: WorstCase, plan: Sequence[Planned], sample: Boo
         steps = planned.options.get("steps", known["steps"].default)
         planned = replace(planned, options={**planned.options, "steps": min(STEPS, int(steps))})
     if is_minimum_norm(planned.attack):
-        return _not_run(name, "the plan begins with a minimum-norm attack")
+        return _not_run(name, "the plan begins with a minimum-norm attack"), ()
     fast = job.fast or job.classifier
     small = replace(job, fast=_Rescaled(fast, 1 / max(gap, 1e-12)).eval())
-    plain = _attack_some(job, outcome.headline, sample, "-scale", planned).results[0]
-    scaled = _attack_some(small, outcome.headline, sample, "-scaled", planned).results[0]
+    tried = tuple(
+        _attack_some(each, outcome.headline, sample, tag, planned)
+        for each, tag in ((job, "-scale"), (small, "-scaled"))
+    )
+    plain, scaled = (found.results[0] for found in tried)
     off = abs(plain.broken - scaled.broken)
     told = f"{planned.name} breaks {plain.broken} of {n} images"
     figure = f"{told}, and {scaled.broken} with the logits divided by {gap:.3g}"
-    return _flag(
+    flag = _flag(
         name,
         off > max(1, n / 10),
         figure,
         "a tenth",
         "Carlini and Wagner 2017; AutoAttack #108",
-        plain.forward + scaled.forward,
-        plain.backward + scaled.backward,
+        0,
+        0,
         fix="the plan's loss saturates: use a scale-free one, such as --set apgd.loss=dlr, or --effort standard",
     )
+    return flag, tried
 
 
 def _unfinished(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> tuple[Check, WorstCase | None]:

@@ -59,8 +59,13 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
     distance = outcome.distance.clone()
     counts = torch.zeros(2, dtype=torch.int64)
     classes = torch.full((len(job.images),), -1)
+    lost = torch.empty(0, dtype=torch.int64)
+    broken_at = outcome.broken_at.clone()
     for eps in outcome.sweep:
-        rows = fell[outcome.broken_at[fell] == eps]
+        known = outcome.candidates[eps][0]
+        carried = lost[torch.isin(lost, known)]  # not repeated at a smaller eps; perhaps the change at this one is
+        broken_at[carried] = eps
+        rows = torch.cat([fell[outcome.broken_at[fell] == eps], carried]).sort().values
         blocks = rows.split(BLOCK) if len(rows) else ()
 
         def work(block: Tensor, eps: float = eps) -> dict[str, Tensor]:
@@ -72,10 +77,10 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
             counts += found["counts"]
             classes[block] = found["classes"]
             distance[block] = found["distance"]
-            known, images = candidates[eps]
+            images = candidates[eps][1]
             images[torch.searchsorted(known, block)] = found["images"]
-    lost = fell[~stays[fell]]
-    broken_at, broken_by = outcome.broken_at.clone(), outcome.broken_by.clone()
+        lost = torch.cat([lost[~torch.isin(lost, carried)], rows[~stays[rows]]])
+    broken_by = outcome.broken_by.clone()
     broken_at[lost], broken_by[lost], distance[lost] = torch.inf, -1, torch.nan
     settled = replace(outcome, broken_at=broken_at, broken_by=broken_by, distance=distance, candidates=candidates)
     classes[lost] = -1

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from robustcv import processes, stopping
 from robustcv.evaluation.job import Job, Planned
-from robustcv.evaluation.reliability import probe
+from robustcv.evaluation.reliability import Probed, probe
 from robustcv.evaluation.replay import Replayable
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import AttackResult, Check, OtherThreat, Passes, SeedRun
@@ -42,7 +42,8 @@ def measure(
     outcome = worst_case(job, plan, eps=eps, sweep=sweep)
     if black_box or stopping.asked():
         return outcome, ()
-    probed = processes.agreed(probe(job, outcome, plan))  # a model with random answers must not divide the processes
+    # agreed: a model with random answers must not divide the processes
+    probed = processes.agreed(stopping.unless_asked(lambda: probe(job, outcome, plan), Probed((), outcome)))
     outcome = probed.outcome
     if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):
         more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")
@@ -60,6 +61,8 @@ def over_seeds(
     tuple
         The worst case over all seeds, and what each seed alone left standing.
     """
+    if stopping.asked():
+        return outcome, ()
     n, right = len(job.images), int(job.predictions.correct.sum())
 
     def left(results: Sequence[AttackResult], reason: str) -> int:
@@ -69,6 +72,8 @@ def over_seeds(
     for more in range(1, seeds):
         other = replace(job, seed=job.seed + more)
         again = worst_case(other, plan, eps=outcome.headline, reason="seed", tag=f"-{more}")
+        if stopping.asked():
+            return merge(outcome, again), ()
         found.append(SeedRun(seed=other.seed, count=left(again.results, "seed"), n=n))
         outcome = merge(outcome, again)
     return outcome, tuple(found) if seeds > 1 else ()

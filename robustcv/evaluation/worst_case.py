@@ -308,7 +308,7 @@ def robust_metrics(outcome: WorstCase) -> list[Metric]:
         for eps in outcome.sweep
     ]
     first = next((each for each in outcome.results if each.eps == outcome.headline), None)
-    if first is not None and len(outcome.names) > 1:
+    if first is not None and len(outcome.names) > 1 and not stopping.asked():
         metrics.append(
             share(
                 "robust_accuracy",

@@ -81,7 +81,7 @@ def _refuse_lies(path: Path) -> None:
         If a member of its archive is compressed or larger than the file, or an old pickle names a number of values that
         the file cannot hold.
     """
-    size = max(path.stat().st_size, 1 << 16)  # small numbers are versions and counts
+    size = path.stat().st_size
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -90,6 +90,13 @@ def _refuse_lies(path: Path) -> None:
             raise _lies(path, f"its archive is damaged: {error}") from error
         if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > size for each in members):
             raise _lies(path, "torch stores tensors uncompressed, so no part of the file can be larger than the file")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(each) for each in members if each.filename.endswith("data.pkl")]
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+            raise _lies(path, f"its archive is damaged: {error}") from error
+        if any(b"bytearray" in each for each in pickles):
+            raise _lies(path, "it asks for a bytearray, which can be of any size; no state dict holds one")
         return
     with path.open("rb") as file:
         try:
@@ -97,13 +104,14 @@ def _refuse_lies(path: Path) -> None:
                 if (
                     isinstance(argument, int)
                     and opcode.name.startswith(("BININT", "LONG", "INT"))
-                    and _MAGIC != argument > size
+                    and _MAGIC != argument > max(size, PLAIN)
                 ):
                     raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
         except (ValueError, EOFError, AttributeError, IndexError, OverflowError, UnicodeDecodeError):
             pass  # no pickle at all: torch says so
 
 
+PLAIN = 1 << 31  # numbers up to here may be dates, seeds and versions
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first number of torch's old files
 
 
@@ -207,6 +215,13 @@ def read_description(path: Path) -> dict[str, Any]:
             "give the whole run folder as robustcv wrote it, with model.json beside model.safetensors",
         ) from error
     weights = path.with_name("model.safetensors")
+    if not isinstance(found, dict) or not weights.is_file():
+        raise UserError(
+            "RCV-E055",
+            f"{path.parent} is not whole",
+            "model.json does not describe a model, or model.safetensors is missing",
+            "give the whole run folder as robustcv wrote it",
+        )
     if found.get("format") != 1 or hashlib.sha256(weights.read_bytes()).hexdigest() != found.get("weights_sha256"):
         raise UserError(
             "RCV-E056",

@@ -93,6 +93,19 @@ def _no_model(spec: str) -> UserError:
 
 def _from_run(folder: Path) -> Loaded:
     described = checkpoint.read_description(folder / "model.json")
+    try:
+        return _built(folder, described)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            "RCV-E055",
+            f"{folder / 'model.json'} does not describe a model",
+            f"{type(error).__name__}: {str(error)[:120]}",
+            "restore the run folder as robustcv wrote it",
+        ) from error
+
+
+def _built(folder: Path, described: Mapping[str, Any]) -> Loaded:
+    """Build the classifier that a description tells of, and fill it."""
     if not is_architecture(described["architecture"]):
         raise UserError(
             "RCV-E090",
@@ -107,7 +120,7 @@ def _from_run(folder: Path) -> Loaded:
     path = folder / "model.safetensors"
     checkpoint.fill(classifier, checkpoint.load_weights(path), str(path))
     names = tuple(described["class_names"])
-    return Loaded(classifier, folder.name, described["architecture"], described, names)
+    return Loaded(classifier, folder.name, described["architecture"], dict(described), names)
 
 
 def _from_torchvision(name: str, weights: str | None) -> Loaded:

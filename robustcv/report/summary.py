@@ -93,7 +93,8 @@ def _training_sentence(record: Record) -> str:
     training = record.training
     how = "" if training is None else f" after {training.epochs[-1].epoch} epochs of {training.objective}"
     if clean is None:
-        return f"{name_of(record)} was trained{how}; there was no test split to judge it on."
+        why = "" if record.verdict == "INCOMPLETE" else "; there was no test split to judge it on"
+        return f"{name_of(record)} was trained{how}{why}."
     verb = "hardened: right" if record.verb == "harden" else "is right"
     return f"{name_of(record)} {verb} on {numbers.percent(clean)} of the test images{how}."
 

@@ -19,7 +19,13 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
-from robustcv.evaluation.certify import certified_metrics, certify_bounds, certify_smoothing, contradictions
+from robustcv.evaluation.certify import (
+    certified_metrics,
+    certify_bounds,
+    certify_smoothing,
+    contradictions,
+    require_boundable,
+)
 from robustcv.evaluation.cost import cost
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
@@ -100,6 +106,8 @@ def audit(
         device=device,
         progress=progress,
     )
+    if "bounds" in options["certify"]:  # told now, not after the attacks
+        require_boundable(loaded.classifier, options["norm"], chosen.shape)
     if options["eight_bit"] and not data.eight_bit:
         raise UserError(
             "RCV-E087",
@@ -181,6 +189,8 @@ def audit(
     verdicts = _verdicts(chosen, predictions, outcome)
     gates = judge_floors(bars, metrics, on=options["gate_on"])
     gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
+    if stopping.asked():  # images that no attack has met stand for nothing
+        gates = [gate.model_copy(update={"outcome": "across"}) for gate in gates]
     verdict, exit_code = conclude(gates, (*checks, *flags))
     files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
     kept, evidence = (None, {}) if settled is None else evidence_of(chosen, settled)
@@ -246,6 +256,7 @@ def _plans(
     without = next((each.name for each in plan if black_box and each.name not in GRADIENT_FREE), None)
     without = "patch" if black_box and "patch" in options["also"] else without
     without = "bounds" if black_box and "bounds" in options["certify"] else without
+    without = "maps" if black_box and "maps" in options["also"] else without
     if without is not None:
         raise UserError(
             "RCV-E094", f"{without} needs gradients", "this model gives none", f"use {', '.join(GRADIENT_FREE)}"

@@ -154,7 +154,12 @@ def _audited(
         if finished and runs.State(folder / "state").load("fingerprint") == key.encode():
             return Saved.read(folder)
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
-    found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
+    try:
+        found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
+    except BaseException:
+        if folder is not None:
+            runs.release(folder)
+        raise
     stopping.at_boundary()  # half an audit is none
     described = {"model": name, "data": sets.spec, **found.record.options}
     record = found.record.model_copy(update={"training": None, "options": described})

@@ -37,6 +37,13 @@ class Saved:
                 "only audits hold verdicts image by image",
                 f"audit the model first: robustcv audit --model {folder} ...",
             )
+        if record.verdict == "INCOMPLETE":
+            raise UserError(
+                "RCV-E082",
+                f"{folder} holds an audit that was interrupted",
+                "images that no attack has met would count as standing",
+                "finish it first: the same command with --resume",
+            )
         return cls(str(folder), record, runs.load_files(folder))
 
 
@@ -50,7 +57,7 @@ def verdicts_of(run: Saved) -> runs.Arrays:
     """
     try:
         return runs.unpack_arrays(run.files["evidence/verdicts.safetensors"])
-    except KeyError as error:
+    except Exception as error:  # lost, or not what it was
         raise UserError(
             "RCV-E083", f"{run.name} has lost evidence/verdicts.safetensors", "it holds the verdicts", "audit again"
         ) from error

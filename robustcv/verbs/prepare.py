@@ -301,7 +301,7 @@ def training_images_among(spec: Any, chosen: ImageSet, data_dir: str | None, res
     if not isinstance(spec, str) or chosen.split == "train":
         return None
     if spec.partition(":")[0] not in AT_HAND:
-        return chosen.twins
+        return None if chosen.twins is None else int(chosen.twins.sum())
     known = set(load_images(spec, split="train", data_dir=data_dir, resize=resize).in_memory().hashes)
     return sum(each in known for each in chosen.hashes)
 

@@ -1,15 +1,19 @@
 """verify: does the evidence of a saved audit still say what its record says?"""
 
+import contextlib
+import copy
 import hashlib
 import io
-import json
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from robustcv import records, runs
@@ -26,31 +30,65 @@ from robustcv.verbs.evidence import ARCHIVE, FLOATS
 from robustcv.verbs.prepare import judged
 
 
+class Line(BaseModel):
+    """One line of cases.jsonl."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    index: int
+    image: str
+    label: int = Field(ge=0)
+    norm: str
+    eps: float = Field(gt=0, allow_inf_nan=False)
+    evidence: str
+
+
 def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress) -> tuple[records.Check, ...]:
     """Hold a saved audit against its evidence, on the CPU, one image at a time; see `robustcv.verify`."""
     record = runs.load(folder)
-    if record.verb != "audit" or record.evidence is None:
+    if record.verb != "audit" or record.evidence is None or record.verdict == "INCOMPLETE":
+        what = (
+            f"it is the run of `{record.verb}`"
+            if record.verb != "audit"
+            else "the audit was interrupted, or is an old one"
+        )
         raise UserError(
             "RCV-E112",
             f"{folder} holds no evidence to replay",
-            f"it is the run of `{record.verb}`" + ("" if record.verb != "audit" else " of an earlier robustcv"),
-            "give the folder of an audit; one that `harden` made is in its folders before/ and after/",
+            what,
+            "give the folder of a finished audit; one that `harden` made is in its folders before/ and after/",
         )
+    spec = record.options.get("model") if model is None else model
+    if model is None and str(spec).startswith("py:"):
+        raise UserError(
+            "RCV-E112",
+            f"the model of {folder} is {spec}, a file of code",
+            "robustcv runs no code because a run folder names it",
+            "where you trust it: --model py:FILE:FUNCTION",
+        )
+    given = weights or (record.options.get("weights") if model is None else None)
+    classifier = load_classifier(spec, given, say=progress.say).classifier
+    classifier = copy.deepcopy(classifier).cpu()  # one from Python stays where it is
     files = runs.load_files(folder)
-    loaded = load_classifier(
-        record.options["model"] if model is None else model, weights or record.options["weights"], say=progress.say
-    )
-    classifier = loaded.classifier.cpu()
     found = [_hashes(folder), _weights(record, classifier)]
-    lines = [json.loads(line) for line in files["cases.jsonl"].decode().splitlines()]
-    found.append(_counts(record, lines))
+    try:
+        lines = [Line.model_validate_json(line) for line in files["cases.jsonl"].decode().splitlines()]
+    except (KeyError, ValueError) as error:
+        told = "cases.jsonl is missing or was changed"
+        return (*found, _check("counts", [f"{told}: {str(error).splitlines()[0]}"], "", "restore the run folder"))
+    found.append(_counts(record, files, lines))
     with judged(classifier) as plain, progress.stage("replay", len(lines)) as advance:
-        eot = int(record.options.get("eot", 1))
-        asked = plain if eot == 1 else Eot(plain, eot).eval()
+        eot = record.options.get("eot", 1)
+        asked = Eot(plain, eot).eval() if isinstance(eot, int) and eot > 1 else plain
         wrong = []
         for line, clean, attacked in _failures(files, lines):
-            if (why := _why_not(asked, record, line, clean, attacked)) is not None:
-                wrong.append(f"image {line['index']}: {why}")
+            why: str | None
+            try:
+                why = _why_not(asked, record, line, clean, attacked)
+            except (UserError, RuntimeError, ValueError, KeyError) as error:  # evidence that was tampered with
+                why = f"it cannot be replayed: {str(error).splitlines()[0][:120]}"
+            if why is not None:
+                wrong.append(f"image {line.index}: {why}")
             advance(1)
     figure = (
         f"{len(lines) - len(wrong)} of {len(lines)} failures hold: in the ball, in [0, 1], right before, wrong after"
@@ -92,26 +130,59 @@ def _weights(record: records.Record, classifier: nn.Module) -> records.Check:
     )
 
 
-def _counts(record: records.Record, lines: list[dict[str, Any]]) -> records.Check:
-    """Hold every robust accuracy against the failures listed at or below its eps."""
-    clean = record.metric("clean_accuracy")
+def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Line]) -> records.Check:
+    """Hold the record, every image's verdict, and the failures listed against one another."""
+    try:
+        verdicts = runs.unpack_arrays(files["evidence/verdicts.safetensors"])
+        norm = next(each.norm for each in record.attacks)
+        broken_at, correct = verdicts[f"broken_at/{norm}"], verdicts["correct"]
+        keys = [(row.tobytes().hex(), int(y)) for row, y in zip(verdicts["hash"], verdicts["label"], strict=True)]
+    except Exception as error:  # lost, or not what it was
+        return _check(
+            "counts", [f"evidence/verdicts.safetensors: {type(error).__name__}"], "", "restore the run folder"
+        )
+    fell = np.isfinite(broken_at) & (broken_at > 0)
+    wanted = Counter((*keys[row], float(broken_at[row])) for row in np.flatnonzero(fell))
+    listed = Counter((line.image, line.label, line.eps) for line in lines)
     wrong = []
+    if wanted != listed:
+        wrong.append(
+            f"{(wanted - listed).total()} failures are not listed, {(listed - wanted).total()} listed are none"
+        )
+    if len({line.evidence for line in lines}) < len(lines):
+        wrong.append("two failures share their evidence")
+    if any(line.norm != norm for line in lines):
+        wrong.append(f"a failure is listed in another norm than {norm}")
+    kept = record.evidence
+    if kept is None or kept.failures != len(lines) or kept.eight_bit + kept.only_float != len(lines):
+        wrong.append(f"the record counts {kept.failures if kept else 0} failures, {len(lines)} are listed")
+    clean = record.metric("clean_accuracy")
+    if clean is None or clean.count != int(correct.sum()) or clean.n != len(correct):
+        wrong.append(f"clean accuracy: the verdicts say {int(correct.sum())} of {len(correct)}")
     metrics = [each for each in record.metrics if each.name == "robust_accuracy" and each.attack is None]
     for metric in metrics:
-        fell = sum(line["eps"] <= (metric.eps or 0) * (1 + 1e-9) for line in lines)
-        if clean is None or (clean.count or 0) - fell != metric.count:
-            wrong.append(f"at eps {metric.eps:.6g} the record says {metric.count}, the failures {fell}")
-    figure = f"{len(metrics)} robust accuracies are the clean count less the failures listed"
-    return _check("counts", wrong, figure, "the record was changed, or cases.jsonl was")
+        stands = int((broken_at > (metric.eps or 0) * (1 + 1e-9)).sum())
+        if stands != metric.count or metric.n != len(correct):
+            wrong.append(f"at eps {metric.eps:.6g} the record says {metric.count}, the verdicts {stands}")
+    figure = f"{len(metrics)} robust accuracies, the clean one, {len(lines)} failures and {len(correct)} verdicts agree"
+    return _check(
+        "counts", wrong, "the record was changed" if wrong else figure, "restore the run folder, or audit again"
+    )
 
 
-def _failures(files: Mapping[str, bytes], lines: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+def _failures(files: Mapping[str, bytes], lines: list[Line]) -> Iterator[tuple[Line, Any, Any]]:
     """Read each failure's clean and attacked image; None for one that is lost."""
-    archive = zipfile.ZipFile(io.BytesIO(files[ARCHIVE])) if ARCHIVE in files else None
-    floats = runs.unpack_arrays(files[FLOATS]) if FLOATS in files else {}
+    archive, floats = None, {}
+    with contextlib.suppress(zipfile.BadZipFile, KeyError):
+        archive = zipfile.ZipFile(io.BytesIO(files[ARCHIVE]))
+    with contextlib.suppress(Exception):  # safetensors raises its own kind
+        floats = runs.unpack_arrays(files[FLOATS])
     for line in lines:
-        name = line["evidence"]
-        yield line, _read(archive, floats, f"{name}-clean"), _read(archive, floats, f"{name}-adversarial")
+        yield (
+            line,
+            _read(archive, floats, f"{line.evidence}-clean"),
+            _read(archive, floats, f"{line.evidence}-adversarial"),
+        )
 
 
 def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Tensor | None:
@@ -122,25 +193,27 @@ def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Te
     try:
         data = archive.read(f"{name}.png") if archive is not None else b""
         pixels = np.array(Image.open(io.BytesIO(data)))
-    except (KeyError, OSError, zipfile.BadZipFile, ValueError):
+    except (KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, zlib.error, SyntaxError):
         return None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _why_not(
-    classifier: nn.Module, record: records.Record, line: dict[str, Any], clean: Tensor | None, attacked: Tensor | None
+    classifier: nn.Module, record: records.Record, line: Line, clean: Tensor | None, attacked: Tensor | None
 ) -> str | None:
     """Say why one failure does not hold; None where it does."""
     if clean is None or attacked is None:
         return "its images are missing"
-    label, eps = torch.tensor([line["label"]]), float(line["eps"])
+    label, eps = torch.tensor([line.label]), line.eps
+    if attacked.shape != clean.shape:
+        return "its two images differ in size"
     names = record.data.class_names if record.data else ()
-    stored = ImageSet(clean[None], label, names or tuple(map(str, range(line["label"] + 1))))
-    if stored.hashes[0] != line["image"]:
+    stored = ImageSet(clean[None], label, names or tuple(map(str, range(line.label + 1))))
+    if stored.hashes[0] != line.image:
         return "its clean image is not the one that was audited"
     before, after = (image.float()[None] / (255 if image.dtype == torch.uint8 else 1) for image in (clean, attacked))
-    distance = float(NORMS[line["norm"]].distance(after, before)[0])
+    distance = float(NORMS[line.norm].distance(after, before)[0])
     if not distance <= eps * (1 + TOLERANCE) + TOLERANCE:
         return f"it was changed by {distance:.6g}, more than eps {eps:.6g}"
     if not (bool((after >= 0).all()) and bool((after <= 1).all())):

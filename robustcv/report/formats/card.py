@@ -31,7 +31,7 @@ def card(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
 ## Model details
 
 - parameters: {record.model.parameters if record.model else MORE}
-- SHA-256 of the weights: {record.model.sha256 if record.model else MORE}
+- SHA-256 of the weights: {plain(record.model.sha256) if record.model else MORE}
 - training: {plain(made)}
 
 ## Intended use

@@ -23,7 +23,7 @@ def junit(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     properties = ElementTree.Element("properties")
     suite.insert(0, properties)
     for name, value in (("verdict", record.verdict), ("exit_code", record.exit_code), ("version", record.version)):
-        ElementTree.SubElement(properties, "property", name=name, value=str(value))
+        ElementTree.SubElement(properties, "property", name=name, value=_clean(str(value)))
     out = ElementTree.SubElement(suite, "system-out")
     out.text = _clean(f"{record.verdict}: {summary.sentence(record)}")
     ElementTree.indent(suite)
