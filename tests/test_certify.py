@@ -150,6 +150,50 @@ def test_what_cannot_be_bounded_is_named() -> None:
             operations_of(model, (3, 8, 8))
 
 
+class Preactivated(nn.Module):
+    """Rectifies in place what its shortcut still reads."""
+
+    def __init__(self, relu) -> None:
+        super().__init__()
+        self.first, self.second, self.relu = nn.Linear(192, 16), nn.Linear(16, 4), relu
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.second(self.relu(h) + h)
+
+
+class Statement(Preactivated):
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        functional.relu(h, inplace=True)
+        return self.second(h)
+
+
+class Dropping(Preactivated):
+    def forward(self, x):
+        return self.second(functional.dropout(functional.relu(self.first(x.flatten(1))), 0.5))
+
+
+class Ceiled(nn.Module):
+    def forward(self, x):
+        return functional.max_pool2d(x, 3, 2, ceil_mode=True).mean((2, 3))
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    net[1].register_forward_hook(lambda *given: given[2] * 3)
+    return net
+
+
+@pytest.mark.parametrize("make", [lambda: Preactivated(nn.ReLU(inplace=True)), lambda: Statement(nn.ReLU()),
+                                  lambda: Dropping(nn.ReLU()), Ceiled, hooked])  # fmt: skip
+def test_no_proof_is_given_about_another_function(make) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 8, 8)
+    with frozen(make()) as model, pytest.raises(UserError, match="there is no rule"):
+        bounds(model, images, torch.tensor([0, 1, 2]), eps=0.01)
+
+
 class Sides(nn.Module):
     """A binary linear classifier of images, w . x + b."""
 

@@ -68,6 +68,17 @@ def test_exit_codes_of_gates(capsys, trained: Path, tmp_path: Path, gate, code, 
     assert (found, raw["verdict"], raw["exit_code"]) == (code, verdict, code)
 
 
+def test_a_drop_is_gated_against_an_earlier_audit(capsys, trained: Path, tmp_path: Path) -> None:
+    before, now = tmp_path / "before", tmp_path / "now"
+    call(capsys, "audit", "--model", str(trained), *AUDIT, "-o", str(before))
+    gate = ("--baseline", str(before), "--max-drop", "robust_accuracy=0.4", "clean_accuracy=0.4")
+    code, _, talk = call(capsys, "audit", "--model", str(trained), *AUDIT, *gate, "-o", str(now))
+    record = runs.load(now)
+    assert code == 0, talk
+    assert record.verdict == "PASS" and [gate.value for gate in record.gates] == [0.0, 0.0]
+    assert "against the baseline" in (now / "report.html").read_text()
+
+
 MISTAKES = [
     (("audit", "--data", "digits"), "--model"),
     (("audit", "--model", "MODEL", "--data", "digts"), "did you mean 'digits'"),

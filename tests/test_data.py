@@ -292,6 +292,19 @@ def test_copies_in_a_folder_without_splits_are_refused_where_the_split_parts_the
     assert int(load(str(source)).twins.sum()) == 2
 
 
+def test_only_copies_of_training_images_count_and_only_those_chosen(tmp_path: Path) -> None:
+    files = {
+        f"{split}/{name}/{i}.png": png(100 * s + 10 * c + i)
+        for s, split in enumerate(("train", "val", "test"))
+        for c, name in enumerate("ab")
+        for i in range(3)
+    }
+    files["test/a/8.png"], files["test/a/9.png"] = files["val/a/0.png"], files["train/b/1.png"]
+    found = load(str(layout(tmp_path, files)))
+    assert int(found.twins.sum()) == 1
+    assert int(found.take(torch.tensor([0, 1])).twins.sum()) == 0
+
+
 def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
     files = {**{f"a/{i}.png": png(i) for i in range(6)}, "b/0.png": png(99)}
     with pytest.raises(UserError, match="class 'b' has no image in split 'test'"):

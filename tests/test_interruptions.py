@@ -143,6 +143,30 @@ def test_one_ctrl_c_in_training_keeps_the_finished_epochs(tmp_path, monkeypatch)
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+def test_what_was_not_attacked_passes_no_gate_and_is_not_compared(trained, tmp_path, monkeypatch) -> None:
+    from robustcv.evaluation import worst_case as module
+
+    out = tmp_path / "run"
+    interrupted_at(monkeypatch, module, "attack_rows", 1)
+    run = rc.audit(str(trained), "digits", out=out, fail_under=["robust_accuracy=0.6"], seeds=2, format=["junit"],
+                   **OPTIONS)  # fmt: skip
+    assert run.verdict == "INCOMPLETE" and [gate.outcome for gate in run.gates] == ["across"] and run.seeds == ()
+    assert (
+        'failures="0"' in (out / "junit.xml").read_text() and 'message="inconclusive' in (out / "junit.xml").read_text()
+    )
+    with pytest.raises(UserError, match="was interrupted"):
+        rc.compare(out, out)
+
+
+@pytest.mark.parametrize("name", ["_wins", "_one_step", "_unfinished", "_unbounded"])
+def test_a_ctrl_c_among_the_flags_raises_none(name, trained, tmp_path, monkeypatch) -> None:
+    from robustcv.evaluation import reliability
+
+    interrupted_at(monkeypatch, reliability, name, 1)
+    run = rc.audit(str(trained), "digits", out=tmp_path / "run", **OPTIONS)
+    assert run.verdict == "INCOMPLETE" and run.flags == () and run.page.exists()
+
+
 @pytest.mark.parametrize("verb", ["audit", "explain", "train"])
 def test_a_ctrl_c_before_the_first_figure_gives_a_page_too(verb, trained, tmp_path) -> None:
     stopping._asked.set()
@@ -205,6 +229,24 @@ def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(caps
     with pytest.raises(torch.cuda.OutOfMemoryError), frozen(hungry):
         hungry.most = 0
         worst_case(type(job)(**{**vars(job), "classifier": hungry}), plan_for("quick", "linf"), eps=4 / 255)
+
+
+def test_a_refused_run_leaves_the_folder_of_the_other_alone(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    code = (
+        f"import time; from robustcv import runs; from pathlib import Path; place = Path({str(out)!r}); "
+        "runs.open_folder(place, resume=False, fingerprint='x'); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        for options in ({"resume": True}, {"seed": -1}):
+            with pytest.raises(UserError):
+                rc.train("digits", epochs=1, quiet=True, out=out, **options)
+        assert (out / "state/fingerprint").read_text() == "x" and (out / "state/owner").exists()
+    finally:
+        other.kill()
+        other.communicate()
 
 
 def test_two_runs_cannot_share_a_folder(trained, tmp_path) -> None:

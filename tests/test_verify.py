@@ -226,6 +226,33 @@ def test_the_flows_are_those_of_the_evidence(audited: Path) -> None:
     assert "Where attacked images go" in (audited / "report.html").read_text()
 
 
+class Moody(torch.nn.Module):
+    """Answers wrongly in a batch where it is right alone, but for changes of more than a step."""
+
+    def __init__(self, inner: torch.nn.Module, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.clean = inner, clean
+
+    def forward(self, images):
+        logits = self.inner(images)
+        moved = (images[:, None] - self.clean[None]).abs().flatten(2).amax(2).amin(1)
+        wrong = (moved > 1.5 / 255) | ((moved > 0.5 / 255) & torch.tensor(len(images) > 1))
+        return torch.where(wrong[:, None], logits.roll(1, 1), logits)
+
+
+def test_a_failure_that_is_not_repeated_alone_counts_where_it_is() -> None:
+    linear = make_linear(5, (3, 6, 5), seed=1, dtype=torch.float32)
+    pixels = (torch.rand(12, 3, 6, 5, generator=torch.Generator().manual_seed(0)) * 200 + 20).round().to(torch.uint8)
+    with torch.no_grad():
+        images = ImageSet(pixels, linear(pixels / 255).argmax(1), tuple("abcde"))
+    model, sweep = Moody(linear, pixels / 255), (1 / 255, 3 / 255)
+    with frozen(model):
+        outcome = worst_case(job_for(model, images), plan_for("quick", "linf"), eps=sweep[1], sweep=sweep)
+        settled = replayable(job_for(model, images), outcome)
+    assert int((outcome.broken_at == sweep[0]).sum()) == 12  # in a batch
+    assert int((settled.outcome.broken_at == sweep[1]).sum()) >= 9 and settled.withdrawn == 0  # linear, some do fall
+
+
 def test_rounding_is_undone_by_attacking_on_the_grid() -> None:
     """On a linear model and a small eps, rounding towards the image undoes some successes; the grid finds some."""
     linear = make_linear(5, (3, 6, 5), seed=1, dtype=torch.float32)
