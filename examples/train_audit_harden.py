@@ -14,7 +14,7 @@ def main() -> None:
     """Run the loop; every step writes a run folder with its own page."""
     rc.train("digits", model="small_cnn", epochs=6, out=FOLDER / "train")
     before = rc.audit(str(FOLDER / "train"), "digits", n=N, eps=EPS, out=FOLDER / "audit")
-    rc.harden(str(FOLDER / "train"), objective="pgd-at", eps=EPS, epochs=4, out=FOLDER / "harden")
+    rc.harden(str(FOLDER / "train"), eps=EPS, epochs=4, audits=False, out=FOLDER / "harden")  # audited below
     after = rc.audit(str(FOLDER / "harden"), "digits", n=N, eps=EPS, out=FOLDER / "audit-hardened")
     for name, run in (("standard", before), ("hardened", after)):
         robust = run.metric("robust_accuracy", eps=16 / 255, attack=None)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import robustcv as rc
 from robustcv import runs
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
@@ -168,14 +169,17 @@ def test_training_mode_and_shifted_labels_are_raised() -> None:
     assert check(model, images, trained_on=None)["class order"] == "not run"
 
 
-def test_an_audit_stops_where_no_number_can_be_computed() -> None:
+def test_an_audit_goes_on_without_gradients_and_stops_where_no_number_can_be_computed() -> None:
     class NoGradient(Spread):
         def forward(self, images):
             with torch.no_grad():
                 return super().forward(images)
 
-    with pytest.raises(UserError, match="gives no gradient"):
-        check(NoGradient(0), images_for(Spread(0)))
+    assert check(NoGradient(0), images_for(Spread(0)))["usable gradients"] == "raised"
+    run = rc.audit(NoGradient(0), images_for(Spread(0)), eps=0.05, sweep=False, cases=2, quiet=True)
+    assert run.verdict == "INCONCLUSIVE" and {each.name for each in run.attacks} == {"square"}
+    assert run.record.metric("robust_accuracy").count < run.record.metric("clean_accuracy").count
+    assert run.explanations[0].method == "shapley"
     with pytest.raises(UserError, match="none of the 2 images"):
         require_some_right(Predictions(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([1, 1])))
 

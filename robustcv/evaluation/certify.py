@@ -189,7 +189,7 @@ def _outvoted(job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: M
         seeds = draws.image_seeds(job.seed, some.hashes, f"smoothed-attack-{radius:.6g}").to(job.device)
         clean = outvoted(job.classifier, batch, labels, seeds=seeds, **votes)
         broken[rows] = clean
-        if not getattr(job.classifier, "black_box", False):
+        if not job.black_box:
             attacked = smoothed_pgd(job.classifier, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
             broken[rows] |= outvoted(job.classifier, attacked, labels, seeds=seeds, **votes)
     job.state.save_arrays(key, {"broken": broken.numpy()})

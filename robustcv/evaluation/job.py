@@ -55,6 +55,8 @@ class Job:
         Count a candidate only after rounding it to 8 bits, as a file would hold it.
     advance
         Called with the number of images after each block and attack.
+    black_box
+        The classifier gives no gradients.
     """
 
     classifier: nn.Module
@@ -69,6 +71,7 @@ class Job:
     remember: Bool[Tensor, " n"] | None = None
     eight_bit: bool = False
     advance: Advance = field(default=lambda _: None)
+    black_box: bool = False
 
     @property
     def samples(self) -> int:

@@ -161,7 +161,7 @@ def _trial(ask: nn.Module, batch: Tensor, labels: Tensor, eps: float, norm: str,
 
 def _black_box() -> Check:
     figure = "none: a black box, attacked by its answers alone"
-    fix = "audit the PyTorch model itself; with gradients, attacks break more"
+    fix = "audit a model that gives gradients (no detach, no_grad or numpy inside): with them, attacks break more"
     return _check("usable gradients", False, figure, fix)
 
 
@@ -250,12 +250,7 @@ def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:
     loss = nn.functional.cross_entropy(classifier(inputs), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
     if gradient is None:
-        raise UserError(
-            "RCV-E073",
-            "the model gives no gradient with respect to its images",
-            "every attack there is needs one; an audit without an attack would call the model robust",
-            "remove no_grad, detach or numpy from its forward pass",
-        )
+        return _black_box()
     size = gradient.flatten(1).abs().amax(1)
     dead = int((~size.isfinite() | (size == 0)).sum())
     fix = "gradient attacks cannot work here, so the robust accuracy is too high; try --set pgd.loss=margin"

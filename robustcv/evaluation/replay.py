@@ -150,8 +150,7 @@ def _fools_alone(
 
 def _on_the_grid(job: Job, rows: Tensor, eps: float) -> Attacked:
     """Attack some images once more, every candidate rounded to 8 bits before it is asked about."""
-    black_box = getattr(job.classifier, "black_box", False)
-    name, options = ("square", {"queries": 300}) if black_box else ("apgd", {"steps": 30, "loss": "margin"})
+    name, options = ("square", {"queries": 300}) if job.black_box else ("apgd", {"steps": 30, "loss": "margin"})
     if job.norm == "l0":
         name, options = "fmn", {"steps": 50}
     everyone = torch.ones(len(job.images), dtype=torch.bool)

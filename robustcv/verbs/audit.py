@@ -50,6 +50,7 @@ from robustcv.verbs.prepare import (
     black_box_explainers,
     describe_model,
     device_of,
+    gives_gradients,
     is_black_box,
     judged,
     methods_of,
@@ -106,6 +107,10 @@ def audit(
         device=device,
         progress=progress,
     )
+    if not black_box and not gives_gradients(loaded.classifier, chosen, device):
+        black_box = True  # the checks raise it; what can be measured without gradients is
+        plan, escalation = _plans(options, method_options, black_box=True)
+        explain = black_box_explainers(methods, ["integrated_gradients"])
     if "bounds" in options["certify"]:  # told now, not after the attacks
         require_boundable(loaded.classifier, options["norm"], chosen.shape)
     if options["eight_bit"] and not data.eight_bit:
@@ -151,6 +156,7 @@ def audit(
                 remember=sample,
                 eight_bit=options["eight_bit"],
                 advance=advance,
+                black_box=black_box,
                 **run,
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)

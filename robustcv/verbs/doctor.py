@@ -19,6 +19,7 @@ from robustcv.records import Check
 from robustcv.runtime import Progress
 from robustcv.verbs.prepare import (
     device_of,
+    gives_gradients,
     is_black_box,
     judged,
     parse_sweep,
@@ -64,7 +65,7 @@ def doctor(
             norm=options["norm"],
             eps=eps[0],
             overlap=training_images_among(images, chosen, options["data_dir"], options["resize"]),
-            black_box=is_black_box(classifier),
+            black_box=is_black_box(classifier) or not gives_gradients(classifier, chosen, device),
         )
     return (*machine, *found)
 

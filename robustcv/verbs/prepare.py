@@ -334,6 +334,17 @@ def is_black_box(classifier: nn.Module) -> bool:
     return bool(getattr(classifier, "black_box", False))
 
 
+def gives_gradients(classifier: nn.Module, images: Images, device: torch.device) -> bool:
+    """Ask the classifier about one image, and whether its answer can be traced back to the pixels."""
+    probe = next(iter(images.take(torch.arange(1)).batches(1)))[0].to(device).requires_grad_()
+    with frozen(classifier):
+        logits = classifier(probe + 0)  # not the leaf itself, which a model may change in place
+    if not logits.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(logits.sum(), probe, allow_unused=True)
+    return gradient is not None
+
+
 def methods_of(given: str | Sequence[str]) -> list[str]:
     """Read the names of explanation methods, short ones too.
 
