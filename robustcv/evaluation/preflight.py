@@ -17,7 +17,7 @@ from robustcv.classifier import Counted
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import Predictions
-from robustcv.evaluation.wiring import better_order, feeding, reading
+from robustcv.evaluation.wiring import better_order, feeding, fewer, reading
 from robustcv.records import Check
 
 ROWS = 16
@@ -74,7 +74,8 @@ def preflight(
     black_box
         The classifier gives no gradients, and is known to.
     """
-    batch, labels = next(images.take(_spread(len(images), ROWS)).batches(ROWS))
+    rows = fewer(ROWS, images.shape, least=4)
+    batch, labels = next(images.take(_spread(len(images), rows)).batches(rows))
     batch, labels = batch.to(device), labels.to(device)
     ask = Counted(classifier).eval()
 

@@ -63,6 +63,11 @@ def _alternatives(classifier: nn.Module, batch: Tensor) -> Iterator[_Alternative
         yield _Alternative("with red and blue exchanged", lambda x: x.flip(1), fix)
 
 
+def fewer(count: int, shape: tuple[int, int, int], *, least: int) -> int:
+    """Take fewer images where they are larger than 64 pixels, as the networks for them take longer."""
+    return max(least, int(count * min(1.0, 64 * 64 / (shape[1] * shape[2]))))
+
+
 def feeding(classifier: nn.Module, ask: nn.Module, images: ImageSet, device: torch.device) -> Check:
     """Hold the way images reach the network against other ways; raised where one of them gives a better accuracy.
 
@@ -74,8 +79,9 @@ def feeding(classifier: nn.Module, ask: nn.Module, images: ImageSet, device: tor
         The classifier, or a wrapper that counts its passes.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    first, rest = order[:FIRST], order[FIRST : FIRST + MOST]
-    rest = rest if len(rest) >= FIRST else order
+    sample, most = fewer(FIRST, images.shape, least=8), fewer(MOST, images.shape, least=CHUNK)
+    first, rest = order[:sample], order[sample : sample + most]
+    rest = rest if len(rest) >= sample else order[:most]
     resize = _resizer(classifier)
 
     def load(rows: Tensor) -> tuple[Tensor, Tensor]:
