@@ -180,7 +180,10 @@ def audit(
         Say nothing on stderr.
     """
     options = _options(locals())
+    from robustcv.report import require_formats
     from robustcv.verbs.audit import audit as verb
+
+    require_formats(options["format"])
 
     return _run("audit", options, out, resume, quiet, classifier, images, labels, verb)
 

@@ -41,12 +41,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Compute logits; differentiable in the images."""
-        if self.size is not None and tuple(images.shape[-2:]) != self.size:
-            images = functional.interpolate(
-                images, self.size, mode="bilinear", antialias=True, align_corners=False
-            ).clamp(0, 1)
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        logits: Tensor = self.network((self.resized(images) - self.mean) / self.std)
         return logits
+
+    def resized(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
+        """Bring images to the size that the network wants; bilinear, antialiased, kept in [0, 1]."""
+        if self.size is None or tuple(images.shape[-2:]) == self.size:
+            return images
+        return functional.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False).clamp(
+            0, 1
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line: argv and TOML to one function call per verb, made from the functions' own signatures."""
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -72,7 +73,7 @@ def _command(verb: Callable[..., Any], call: Callable[[Callable[..., Any], dict[
         default = parameter.default
         if name in (*_COMMAS, *_WORDS) and default is not None:
             default = (default,) if isinstance(default, str) else tuple(default)
-        if name in ("run_a", "run_b"):
+        if name in ("run", "run_a", "run_b"):
             parameters.append(parameter.replace(kind=parameter.POSITIONAL_ONLY, annotation=Path))
             continue
         annotation = _annotation(name, hints.get(name, str), default)
@@ -141,9 +142,6 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
         )
     if devices > 1 and not launch.one_of_several():
         return launch.start(_without_devices(origins.arguments, Path(given["out"])), devices, Path(given["out"]))
-    for name in ("eps", "set", "fail_under", "max_drop"):
-        if name in given:
-            given[name] = list(given[name])
     _remember_folder(Path(given["out"]))
     renamed = {"images": "data", "classifier": "model"}
     with runs.telling_origins({renamed.get(name, name): text for name, text in origins.origin.items()}):
@@ -237,16 +235,17 @@ def demo(
     return errors.DONE
 
 
-def _examine(verb: Callable[..., Any], given: dict[str, Any]) -> int:
-    """Run the checks of `doctor` and print each; 4 where one is raised."""
+def _examine(verb: Callable[..., Any], given: dict[str, Any], raised: int) -> int:
+    """Run a verb that checks, and print its checks with their figures on stdout; gives the exit code.
+
+    Parameters
+    ----------
+    raised
+        The exit code where a check is raised.
+    """
     given.pop("config", None)
     as_json = given.pop("as_json", False)
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-    return _told(verb(**given), as_json, errors.INCONCLUSIVE)
-
-
-def _told(checks: Sequence[Any], as_json: bool, raised: int) -> int:
-    """Print checks with their figures on stdout; gives the exit code."""
+    checks = verb(**given)
     if as_json:
         print(json.dumps([check.model_dump(exclude_none=True) for check in checks], indent=1))
     else:
@@ -256,33 +255,6 @@ def _told(checks: Sequence[Any], as_json: bool, raised: int) -> int:
             if check.fix:
                 print(f"{'':<7}   fix: {errors.printable(check.fix)}")
     return raised if any(check.status == "raised" for check in checks) else errors.DONE
-
-
-def verify(
-    run: Path,
-    /,
-    *,
-    model: str | None = None,
-    weights: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
-) -> int:
-    """Replay the evidence of an audit: exit 0 where all of it holds, 3 with a list of what does not.
-
-    Parameters
-    ----------
-    run
-        The run folder of an audit.
-    model
-        The model, where it is not at the place the run names, or came from Python.
-    weights
-        File with the weights, as for `audit`.
-    as_json
-        Print the checks as JSON.
-    quiet
-        Say nothing on stderr.
-    """
-    return _told(api.verify(run, model=model, weights=weights, quiet=quiet), as_json, errors.GATE_FAILED)
 
 
 def list_names(kind: str | None = None, /) -> int:
@@ -336,8 +308,8 @@ def build(config: Path | None, arguments: Sequence[str]) -> cyclopts.App:
     )
     for verb in (api.train, api.audit, api.harden, api.tune, api.explain, api.compare):
         app.command(_command(verb, lambda verb, given: _execute(verb, given, origins)), name=verb.__name__)
-    app.command(_command(api.doctor, _examine), name="doctor")
-    app.command(verify)
+    for checking, raised in ((api.doctor, errors.INCONCLUSIVE), (api.verify, errors.GATE_FAILED)):
+        app.command(_command(checking, functools.partial(_examine, raised=raised)), name=checking.__name__)
     app.command(report)
     app.command(list_names, name="list")
     app.command(demo)

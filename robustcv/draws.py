@@ -6,6 +6,7 @@ change it, and no global generator is read or moved.
 
 import hashlib
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,6 +26,20 @@ def image_seed(seed: int, image_hash: str, purpose: str) -> int:
 def image_seeds(seed: int, hashes: list[str], purpose: str) -> Int64[Tensor, " n"]:
     """Derive one seed per image; see `image_seed`."""
     return torch.tensor([image_seed(seed, name, purpose) for name in hashes], dtype=torch.int64)
+
+
+def drawn_rows(seed: int, hashes: Sequence[str], purpose: str, k: int, rows: Iterable[int] | None = None) -> list[int]:
+    """Draw k rows by (seed, pixels, purpose) alone: the same images whatever stands beside them.
+
+    Parameters
+    ----------
+    hashes
+        One for each row.
+    rows
+        Draw among these; None takes all.
+    """
+    among = range(len(hashes)) if rows is None else rows
+    return sorted(among, key=lambda row: image_seed(seed, hashes[row], purpose))[:k]
 
 
 def fresh_seeds(n: int) -> Int64[Tensor, " n"]:

@@ -82,6 +82,11 @@ class Check(_Frozen):
     forward: int = 0
     backward: int = 0
 
+    @classmethod
+    def of(cls, name: str, fine: bool, figure: str, fix: str, **more: Any) -> "Check":
+        """Make a check that was run: passed, or raised with what to do."""
+        return cls(check=name, status="pass" if fine else "raised", figure=figure, fix=None if fine else fix, **more)
+
 
 class Gate(_Frozen):
     """A threshold the user set, and whether the interval lies above it, below it, or across it.

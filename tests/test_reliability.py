@@ -151,7 +151,7 @@ def test_noise_that_wins_is_flagged() -> None:
         none = [Planned("fgsm", ATTACKS["fgsm"], {})]
         outcome = replace(worst_case(job, none, eps=EPS), broken_at=torch.full((30,), torch.inf).double(),
                           broken_by=torch.full((30,), -1))  # fmt: skip
-        flag, found = reliability._wins(job, outcome, torch.ones(30).bool(), "noise wins", "noise", {"queries": 4})
+        flag, (found,) = reliability._wins(job, outcome, torch.ones(30).bool(), "noise wins", "noise", {"queries": 4})
     assert flag.status == "raised" and found.results[0].broken > 20
 
 

@@ -209,6 +209,12 @@ def _wide(mask: Tensor) -> Tensor:
     return mask[:, None, None, None]
 
 
+def within(candidates: Float[Tensor, "n c h w"], clean: Float[Tensor, "n c h w"], ball: Norm, eps: float) -> Tensor:
+    """Tell which candidates lie in the ball around their image, but for float32's rounding, and in [0, 1]."""
+    near = ball.distance(candidates, clean) <= eps * (1 + TOLERANCE) + TOLERANCE
+    return near & ((candidates >= 0) & (candidates <= 1)).flatten(1).all(1)
+
+
 def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps: float) -> Judge:
     """Make the success rule: a wrong (or not finite) answer to a candidate in the ball and in [0, 1].
 
@@ -224,8 +230,7 @@ def make_judge(clean: Float[Tensor, "n c h w"], labels: Tensor, ball: Norm, eps:
         which = matters.nonzero().squeeze(1)
         if len(which):
             asked, own = candidates[which], rows[which]
-            near = ball.distance(asked, clean[own]) <= eps * (1 + TOLERANCE) + TOLERANCE
-            inside[which] = near & ((asked >= 0) & (asked <= 1)).flatten(1).all(1)
+            inside[which] = within(asked, clean[own], ball, eps)
             lowest[own] = torch.where(inside[which], torch.minimum(score[which], lowest[own]), lowest[own])
         return wrong & inside, torch.where(inside, score, torch.inf)
 

@@ -133,10 +133,8 @@ def certify_smoothing(
     known = inspect.signature(smoothing).parameters
     given = {name: known[name].default for name in ("sigma", "samples", "first", "alpha")} | dict(options)
     sigma, samples, alpha = given["sigma"], given["samples"], given["alpha"]
-    order = sorted(
-        range(len(job.images)), key=lambda row: draws.image_seed(job.seed, job.images.hashes[row], "smoothing")
-    )
-    chosen = job.images.take(torch.tensor(sorted(order[:SMOOTHED])))
+    rows = draws.drawn_rows(job.seed, job.images.hashes, "smoothing", SMOOTHED)
+    chosen = job.images.take(torch.tensor(sorted(rows)))
     arrays = _voted(job, chosen, given, advance)
     labels = chosen.labels
     correct = torch.from_numpy(arrays["classes"].copy()) == labels
@@ -200,11 +198,11 @@ def contradictions(rows: tuple[Certified, ...]) -> Check:
     """Check that no image is both proved to stand and broken."""
     both = sum(row.contradictions for row in rows)
     tried = sum(row.certified for row in rows)
-    return Check(
-        check="proofs and attacks agree",
-        status="raised" if both else "pass",
-        figure=f"{both} of {tried} proofs, over all eps, are of an image that an attack broke there",
-        fix="please report this: one of the two is wrong, and that is our mistake" if both else None,
+    return Check.of(
+        "proofs and attacks agree",
+        both == 0,
+        f"{both} of {tried} proofs, over all eps, are of an image that an attack broke there",
+        "please report this: one of the two is wrong, and that is our mistake",
         threshold="0",
         source="image by image",
     )

@@ -120,7 +120,7 @@ def _spread(n: int, wanted: int) -> Tensor:
 def _pixels(batch: Tensor) -> Check:
     low, high = float(batch.min()), float(batch.max())
     fix = "scale the images to [0, 1] once; these were probably divided by 255 twice"
-    return _check("pixel range", high - low > 0.05, f"pixels from {low:.3g} to {high:.3g}", fix)
+    return Check.of("pixel range", high - low > 0.05, f"pixels from {low:.3g} to {high:.3g}", fix)
 
 
 def _overlap(overlap: int | None, n: int) -> Check:
@@ -128,7 +128,7 @@ def _overlap(overlap: int | None, n: int) -> Check:
     if overlap is None:
         return Check(check=name, status="not run", figure="the training images are not at hand")
     figure = f"{overlap} of {n} images are training images too, pixel by pixel" if overlap else "none in common"
-    return _check(name, overlap == 0, figure, "remove them from the test split: every figure here is too good")
+    return Check.of(name, overlap == 0, figure, "remove them from the test split: every figure here is too good")
 
 
 def _plausible(eps: float, norm: str, shape: tuple[int, int, int]) -> Check:
@@ -137,10 +137,10 @@ def _plausible(eps: float, norm: str, shape: tuple[int, int, int]) -> Check:
     grey = {"linf": 0.5, "l2": 0.5 * math.sqrt(size), "l1": 0.5 * size, "l0": float(size)}[norm]
     if eps >= grey:
         figure = f"at eps {eps:.4g} in {norm} every image may become plain grey"
-        return _check("plausible eps", False, figure, "choose a smaller eps, such as 8/255 in linf")
+        return Check.of("plausible eps", False, figure, "choose a smaller eps, such as 8/255 in linf")
     small = eps < 1e-6
     figure = f"eps {eps:.4g}; all grey from {grey:.4g} on"
-    return _check("plausible eps", not small, figure, "choose a larger eps: such changes drown in float32's rounding")
+    return Check.of("plausible eps", not small, figure, "choose a larger eps: such changes drown in float32's rounding")
 
 
 def _trial(ask: nn.Module, batch: Tensor, labels: Tensor, eps: float, norm: str, black_box: bool) -> Check:
@@ -157,22 +157,20 @@ def _trial(ask: nn.Module, batch: Tensor, labels: Tensor, eps: float, norm: str,
     order = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}[norm]
     largest = float(torch.linalg.vector_norm(change, order, dim=1).max())
     fine = largest <= eps * (1 + 1e-6) + 1e-6 and bool(((attacked >= 0) & (attacked <= 1)).all())
-    return _check(name, fine, f"largest change {largest:.6g} at eps {eps:.6g}", "please report this: it is our mistake")
+    return Check.of(
+        name, fine, f"largest change {largest:.6g} at eps {eps:.6g}", "please report this: it is our mistake"
+    )
 
 
 def _black_box() -> Check:
     figure = "none: a black box, attacked by its answers alone"
     fix = "audit a model that gives gradients (no detach, no_grad or numpy inside): with them, attacks break more"
-    return _check("usable gradients", False, figure, fix)
-
-
-def _check(name: str, fine: bool, figure: str, fix: str) -> Check:
-    return Check(check=name, status="pass" if fine else "raised", figure=figure, fix=None if fine else fix)
+    return Check.of("usable gradients", False, figure, fix)
 
 
 def _mode(was_training: bool) -> Check:
     figure = "came in training mode; judged in eval mode" if was_training else "eval"
-    return _check("eval mode", not was_training, figure, "call model.eval() before the audit")
+    return Check.of("eval mode", not was_training, figure, "call model.eval() before the audit")
 
 
 def _logits(logits: Tensor) -> Check:
@@ -184,12 +182,14 @@ def _logits(logits: Tensor) -> Check:
         else f"outputs from {logits.min():.3g} to {logits.max():.3g}"
     )
     fix = "remove the softmax at the end: on probabilities, gradient attacks saturate and report too much robustness"
-    return _check("logits", not probabilities, figure, fix)
+    return Check.of("logits", not probabilities, figure, fix)
 
 
 def _finite(logits: Tensor) -> Check:
     bad = int((~logits.isfinite().all(1)).sum())
-    return _check("finite outputs", bad == 0, f"{bad} of {len(logits)} images give NaN or inf", "find where they arise")
+    return Check.of(
+        "finite outputs", bad == 0, f"{bad} of {len(logits)} images give NaN or inf", "find where they arise"
+    )
 
 
 def _beats_majority(predictions: Predictions) -> Check:
@@ -197,7 +197,7 @@ def _beats_majority(predictions: Predictions) -> Check:
     majority = int(predictions.labels.bincount().max())
     right = int(predictions.correct.sum())
     figure = f"{right} of {n} right; always naming the commonest class gives {majority}"
-    return _check("better than the majority class", right > majority, figure, "check class order and preprocessing")
+    return Check.of("better than the majority class", right > majority, figure, "check class order and preprocessing")
 
 
 def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> Check:
@@ -205,13 +205,13 @@ def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> 
         return Check(check="class order", status="not run", figure="the model does not name its classes")
     other = [f"{a!r} against {b!r}" for a, b in zip_longest(trained_on, names) if a != b]
     figure = "the same names" if not other else f"{len(other)} differ: {other[0]}"
-    return _check("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
+    return Check.of("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
 
 
 def _deterministic(first: Tensor, second: Tensor) -> Check:
     gap = float((first - second).abs().max())
     fix = "average over the model's randomness, with --eot 20; without that the figures are too high"
-    return _check(
+    return Check.of(
         "deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix
     )
 
@@ -224,7 +224,7 @@ def _alone(classifier: nn.Module, batch: Tensor, together: Tensor, again: Tensor
     gap = float((together - alone).abs().max())
     fix = "an image's answer depends on the others in its batch: use batch norm's running averages (model.eval())"
     fine = gap <= 1e-3 * max(1.0, float(together.abs().max()))
-    return _check("images apart", fine, f"logits alone and in a batch differ by {gap:.2g}", fix)
+    return Check.of("images apart", fine, f"logits alone and in a batch differ by {gap:.2g}", fix)
 
 
 class _Watch(TorchFunctionMode):
@@ -243,7 +243,7 @@ def _dynamic(classifier: nn.Module, batch: Tensor) -> Check:
     with _Watch() as watch:
         classifier(batch)
     fix = "the model optimises at test time: an attack must be adapted to it, the figures here are too high"
-    return _check("no optimisation inside", not watch.called, "autograd called" if watch.called else "none", fix)
+    return Check.of("no optimisation inside", not watch.called, "autograd called" if watch.called else "none", fix)
 
 
 def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:
@@ -255,4 +255,4 @@ def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:
     size = gradient.flatten(1).abs().amax(1)
     dead = int((~size.isfinite() | (size == 0)).sum())
     fix = "gradient attacks cannot work here, so the robust accuracy is too high; try --set pgd.loss=margin"
-    return _check("usable gradients", dead == 0, f"zero or not finite for {dead} of {len(batch)} images", fix)
+    return Check.of("usable gradients", dead == 0, f"zero or not finite for {dead} of {len(batch)} images", fix)

@@ -54,30 +54,28 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
         names = ("zero gradient", "gradient agreement", "unstable predictions")
         flags += [_not_run(name, "no image is right") for name in names]
     stands = outcome.robust(outcome.headline)
+
+    def note(flag: Check, tried: tuple[WorstCase, ...] = ()) -> None:
+        nonlocal outcome
+        flags.append(flag)
+        for found in tried:  # what a probe breaks is broken
+            outcome = merge(outcome, found)
+
     if job.norm in norms_of(ATTACKS["square"]):
         some = _some(job, stands, units * 0.3 / (QUERIES + 3), "square", least=1)
-        flag, found = _wins(job, outcome, some, "black box wins", "square", {"queries": QUERIES})
-        flags.append(flag)
-        outcome = merge(outcome, found) if found is not None else outcome
+        note(*_wins(job, outcome, some, "black box wins", "square", {"queries": QUERIES}))
     else:
-        flags.append(_not_run("black box wins", f"no black-box attack here for {job.norm}"))
+        note(_not_run("black box wins", f"no black-box attack here for {job.norm}"))
     some = _some(job, outcome.robust(outcome.headline), units * 0.1 / (DRAWS + 3), "noise")
-    flag, found = _wins(job, outcome, some, "noise wins", "noise", {"queries": DRAWS})
-    flags.append(flag)
-    outcome = merge(outcome, found) if found is not None else outcome
+    note(*_wins(job, outcome, some, "noise wins", "noise", {"queries": DRAWS}))
     by_one = (outcome.broken_by == 0) & ~stands
     if outcome.names[0] == "fgsm":
-        flags.append(_one_step(job, outcome, _some(job, by_one, units * 0.1 / 12, "one step")))
+        note(_one_step(job, outcome, _some(job, by_one, units * 0.1 / 12, "one step")))
     else:
-        flags.append(_not_run("one step wins", "the plan does not begin with one step"))
-    flag, tried = _rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale"))
-    flags.append(flag)
-    for found in tried:
-        outcome = merge(outcome, found)
-    flag, found = _unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished"))
-    flags.append(flag)
-    outcome = merge(outcome, found) if found is not None else outcome
-    flags.append(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
+        note(_not_run("one step wins", "the plan does not begin with one step"))
+    note(*_rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale")))
+    note(*_unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished")))
+    note(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
     return Probed(tuple(flags), outcome)
 
 
@@ -86,10 +84,9 @@ def _some(
 ) -> Bool[Tensor, " n"]:
     """Draw some of the images by (seed, pixels) alone."""
     rows = among.nonzero().squeeze(1).tolist()
-    count = min(max(least, int(wanted)), MOST, len(rows))
-    rows.sort(key=lambda row: draws.image_seed(job.seed, job.images.hashes[row], purpose))
+    count = min(max(least, int(wanted)), MOST)
     mask = torch.zeros(len(among), dtype=torch.bool)
-    mask[rows[:count]] = True
+    mask[draws.drawn_rows(job.seed, job.images.hashes, purpose, count, rows)] = True
     return mask
 
 
@@ -97,35 +94,21 @@ def _not_run(name: str, why: str) -> Check:
     return Check(check=name, status="not run", figure=why)
 
 
-def _flag(
-    name: str, bad: bool, figure: str, threshold: str, source: str, forward: int, backward: int, *, fix: str = FIX
-) -> Check:
-    return Check(
-        check=name,
-        status="raised" if bad else "pass",
-        figure=figure,
-        fix=fix if bad else None,
-        threshold=threshold,
-        source=source,
-        forward=forward,
-        backward=backward,
-    )
-
-
 def _wins(
     job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"], name: str, attack: str, options: dict[str, Any]
-) -> tuple[Check, WorstCase | None]:
+) -> tuple[Check, tuple[WorstCase, ...]]:
     """Run an attack that needs no gradients on a few of the images that stand: it should break none."""
     n = int(sample.sum())
     if n == 0:
-        return _not_run(name, "no image stands"), None
+        return _not_run(name, "no image stands"), ()
     planned = Planned(attack, ATTACKS[attack], options)
     found = worst_case(job, [planned], eps=outcome.headline, among=sample, reason="probe", tag=f"-{attack}")
     stopping.at_boundary()  # a probe that did not run has found nothing
     broken = found.results[0].broken
     told = f"{attack.capitalize()} with {options['queries']} queries"
     figure = f"{told} breaks {broken} of {n} images that the plan left standing"
-    return _flag(name, broken > 0, figure, "0", "Croce and Hein 2020, checks; Carlini et al. 2019", 0, 0), found
+    source = "Croce and Hein 2020, checks; Carlini et al. 2019"
+    return Check.of(name, broken == 0, figure, FIX, threshold="0", source=source), (found,)
 
 
 def _attack_some(
@@ -147,8 +130,16 @@ def _one_step(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> Check
     result = _attack_some(job, outcome.headline, sample, "-one-step").results[0]
     missed = n - result.broken
     figure = f"PGD-10 misses {missed} of {n} images that one step broke"
-    bad = missed > max(1, n / 4)
-    return _flag(name, bad, figure, "a quarter", "Athalye et al. 2018", result.forward, result.backward)
+    return Check.of(
+        name,
+        missed <= max(1, n / 4),
+        figure,
+        FIX,
+        threshold="a quarter",
+        source="Athalye et al. 2018",
+        forward=result.forward,
+        backward=result.backward,
+    )
 
 
 class _Rescaled(nn.Module):
@@ -191,47 +182,48 @@ def _rescaled(
     off = abs(plain.broken - scaled.broken)
     told = f"{planned.name} breaks {plain.broken} of {n} images"
     figure = f"{told}, and {scaled.broken} with the logits divided by {gap:.3g}"
-    flag = _flag(
+    flag = Check.of(
         name,
-        off > max(1, n / 10),
+        off <= max(1, n / 10),
         figure,
-        "a tenth",
-        "Carlini and Wagner 2017; AutoAttack #108",
-        0,
-        0,
-        fix="the plan's loss saturates: use a scale-free one, such as --set apgd.loss=dlr, or --effort standard",
+        "the plan's loss saturates: use a scale-free one, such as --set apgd.loss=dlr, or --effort standard",
+        threshold="a tenth",
+        source="Carlini and Wagner 2017; AutoAttack #108",
     )
     return flag, tried
 
 
-def _unfinished(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> tuple[Check, WorstCase | None]:
+def _unfinished(job: Job, outcome: WorstCase, sample: Bool[Tensor, " n"]) -> tuple[Check, tuple[WorstCase, ...]]:
     """Attack images that stand with twice the steps, and see how much nearer that comes."""
     name, n = "unfinished optimisation", int(sample.sum())
     if n == 0:
-        return _not_run(name, "no image stands"), None
-    ways, spent, found = [], [0, 0], None
-    for steps in (STEPS, 2 * STEPS):
-        planned = Planned("apgd", ATTACKS["apgd"], {"steps": steps, "loss": "margin"})
-        remember = replace(job, remember=sample)
-        found = _attack_some(remember, outcome.headline, sample, f"-steps-{steps}", planned)
-        rows, best = found.candidates[outcome.headline]
-        ways.append(_way(job, rows, best))
-        if steps == STEPS:  # the other run is merged into the worst case, and counted there
-            spent = [found.results[0].forward, found.results[0].backward]
-    broken = 0 if found is None else found.results[0].broken
-    added = float(((ways[1] - ways[0]) / ways[1].clamp_min(1e-12)).clamp(0, 1).mean())
-    flag = _flag(
+        return _not_run(name, "no image stands"), ()
+    remember = replace(job, remember=sample)
+    short, long = (
+        _attack_some(
+            remember,
+            outcome.headline,
+            sample,
+            f"-steps-{steps}",
+            Planned("apgd", ATTACKS["apgd"], {"steps": steps, "loss": "margin"}),
+        )
+        for steps in (STEPS, 2 * STEPS)
+    )
+    near, far = (_way(job, *found.candidates[outcome.headline]) for found in (short, long))
+    added = float(((far - near) / far.clamp_min(1e-12)).clamp(0, 1).mean())
+    broken, spent = long.results[0].broken, short.results[0]  # the long one is merged, and counted there
+    flag = Check.of(
         name,
-        added > UNFINISHED or broken > max(1, n / 8),
+        added <= UNFINISHED and broken <= max(1, n / 8),
         f"{2 * STEPS} steps of APGD come {100 * added:.0f} % further than {STEPS} on {n} images that the plan left "
         f"standing, and break {broken}",
-        f"{100 * UNFINISHED:.0f} %; an eighth",
-        "Pintor et al. 2022, indicator 4; Carlini et al. 2019",
-        spent[0] + 4 * n * job.samples,  # and twice the clean and the best image, to measure
-        spent[1],
-        fix="the attacks had not converged: use --effort thorough, or more steps",
+        "the attacks had not converged: use --effort thorough, or more steps",
+        threshold=f"{100 * UNFINISHED:.0f} %; an eighth",
+        source="Pintor et al. 2022, indicator 4; Carlini et al. 2019",
+        forward=spent.forward + 4 * n * job.samples,  # and twice the clean and the best image, to measure
+        backward=spent.backward,
     )
-    return flag, found
+    return flag, (long,)
 
 
 def _way(job: Job, rows: Tensor, best: Tensor) -> Tensor:
@@ -257,6 +249,13 @@ def _unbounded(job: Job, sample: Bool[Tensor, " n"]) -> Check:
     result = _attack_some(job, radius[job.norm], sample, "-unbounded").results[0]
     missed = n - result.broken
     figure = f"{missed} of {n} images stand where every pixel may become grey"
-    return _flag(
-        name, missed > 0, figure, "0", "Carlini et al. 2019; Pintor et al. 2022", result.forward, result.backward
+    return Check.of(
+        name,
+        missed == 0,
+        figure,
+        FIX,
+        threshold="0",
+        source="Carlini et al. 2019; Pintor et al. 2022",
+        forward=result.forward,
+        backward=result.backward,
     )

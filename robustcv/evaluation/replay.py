@@ -11,7 +11,7 @@ from robustcv.attacks import ATTACKS
 from robustcv.attacks.norms import NORMS
 from robustcv.classifier import right, to_eight_bit
 from robustcv.data.image_set import to_float
-from robustcv.evaluation.block import TOLERANCE, Attacked, attack_rows
+from robustcv.evaluation.block import Attacked, attack_rows, within
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.worst_case import WorstCase
 from robustcv.runtime import Advance
@@ -138,14 +138,12 @@ def _fools_alone(
     job: Job, candidates: Float[Tensor, "n c h w"], clean: Float[Tensor, "n c h w"], labels: Tensor, eps: float
 ) -> tuple[Bool[Tensor, " n"], Int64[Tensor, " n"]]:
     """Ask about each candidate alone: whether it is inside the ball and the box and wrong, and its class."""
-    near = NORMS[job.norm].distance(candidates, clean) <= eps * (1 + TOLERANCE) + TOLERANCE
-    inside = near & ((candidates >= 0) & (candidates <= 1)).flatten(1).all(1)
     wrong, classes = torch.zeros(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.int64)
     with torch.no_grad():
         for k, (image, label) in enumerate(zip(candidates, labels, strict=True)):
             logits = job.classifier(image[None].to(job.device)).cpu()
             wrong[k], classes[k] = ~right(logits, label[None])[0], logits[0].argmax()
-    return inside & wrong, classes
+    return within(candidates, clean, NORMS[job.norm], eps) & wrong, classes
 
 
 def _on_the_grid(job: Job, rows: Tensor, eps: float) -> Attacked:

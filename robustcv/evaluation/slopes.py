@@ -56,28 +56,33 @@ def slope_flags(job: Job, rows: Tensor, eps: float) -> tuple[Check, Check, Check
     jump = float(moved.nan_to_num(1.0).clamp_max(1).mean())
     told = ", ".join(f"{count} under {loss.replace('_', '-')}" for loss, count in dead.items())
     return (
-        _flag(
+        Check.of(
             "zero gradient",
-            any(dead.values()),
+            not any(dead.values()),
             f"of {2 * n} gradients, at {n} images and at a point of the ball, zero or not finite: {told}",
-            "none",
-            "Carlini et al. 2019; AutoAttack #108; Pintor et al. 2022, indicator 1",
-            passes=2 * len(losses) * n * job.samples,
+            FIX,
+            threshold="none",
+            source="Carlini et al. 2019; AutoAttack #108; Pintor et al. 2022, indicator 1",
+            forward=2 * len(losses) * n * job.samples,
+            backward=2 * len(losses) * n * job.samples,
         ),
-        _flag(
+        Check.of(
             "gradient agreement",
-            not agreement >= AGREEMENT,
+            agreement >= AGREEMENT,
             f"mean cosine {agreement:.2f} over {n} images, at points within half an 8-bit step",
-            f"{AGREEMENT}",
-            "Andriushchenko and Flammarion 2020",
-            passes=2 * n * job.samples,
+            FIX,
+            threshold=f"{AGREEMENT}",
+            source="Andriushchenko and Flammarion 2020",
+            forward=2 * n * job.samples,
+            backward=2 * n * job.samples,
         ),
-        _flag(
+        Check.of(
             "unstable predictions",
-            jump > JUMP,
+            jump <= JUMP,
             f"the margin moves by {100 * jump:.1f} % of itself within half an 8-bit step, mean over {n} images",
-            f"{100 * JUMP:.0f} %",
-            "Pintor et al. 2022, indicator 2",
+            FIX,
+            threshold=f"{100 * JUMP:.0f} %",
+            source="Pintor et al. 2022, indicator 2",
             forward=(POINTS + 1) * n * job.samples,
         ),
     )
@@ -93,18 +98,3 @@ def _four(job: Job) -> bool:
 def _dead(gradient: Float[Tensor, "n d"]) -> int:
     largest = gradient.abs().amax(1)
     return int((~largest.isfinite() | (largest == 0)).sum())
-
-
-def _flag(
-    name: str, bad: bool, figure: str, threshold: str, source: str, *, passes: int = 0, forward: int = 0
-) -> Check:
-    return Check(
-        check=name,
-        status="raised" if bad else "pass",
-        figure=figure,
-        fix=FIX if bad else None,
-        threshold=threshold,
-        source=source,
-        forward=passes + forward,
-        backward=passes,
-    )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from robustcv.classifier import Classifier, right
 from robustcv.data import ImageSet
@@ -14,7 +13,7 @@ from robustcv.evaluation.accuracy import Predictions
 from robustcv.records import Check
 
 FIRST, MOST = 32, 512  # images that every alternative is tried on, and those that the most promising ones are
-PROMISING, CHUNK = 3, 64
+PROMISING, LEAST = 3, 64
 GAIN = 0.05  # in accuracy; a smaller one is no sign of a mistake
 LEVEL = 1e-3  # chance of a false alarm, over all alternatives together
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,10 +78,11 @@ def feeding(classifier: nn.Module, ask: nn.Module, images: ImageSet, device: tor
         The classifier, or a wrapper that counts its passes.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    sample, most = fewer(FIRST, images.shape, least=8), fewer(MOST, images.shape, least=CHUNK)
+    sample, most = fewer(FIRST, images.shape, least=8), fewer(MOST, images.shape, least=LEAST)
     first, rest = order[:sample], order[sample : sample + most]
     rest = rest if len(rest) >= sample else order[:most]
-    resize = _resizer(classifier)
+    # sizes (and what they clamp) come before any change
+    resize: Change = classifier.resized if isinstance(classifier, Classifier) else lambda batch: batch
 
     def load(rows: Tensor) -> tuple[Tensor, Tensor]:
         batch, labels = next(images.take(rows).batches(len(rows)))
@@ -112,18 +112,6 @@ def feeding(classifier: nn.Module, ask: nn.Module, images: ImageSet, device: tor
                 )
     figure = f"{_seen(classifier, few)}; none of {len(every)} other ways to feed it is better"
     return Check(check=name, status="pass", figure=figure, threshold=threshold, source=SOURCE)
-
-
-def _resizer(classifier: nn.Module) -> Change:
-    """Resize as the classifier would, so that what it does to sizes (and clamps) comes before any change."""
-    if not isinstance(classifier, Classifier) or classifier.size is None:
-        return lambda batch: batch
-    size = classifier.size
-    return lambda batch: (
-        batch
-        if tuple(batch.shape[-2:]) == size
-        else functional.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-    )
 
 
 def _seen(classifier: nn.Module, batch: Float[Tensor, "n c h w"]) -> str:

@@ -6,7 +6,7 @@ import json
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,29 +86,29 @@ def _refuse_lies(path: Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError) as error:
-            raise _lies(path, f"its archive is damaged: {error}") from error
-        if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > size for each in members):
-            raise _lies(path, "torch stores tensors uncompressed, so no part of the file can be larger than the file")
-        try:
-            with zipfile.ZipFile(path) as archive:
+                if any(each.compress_type != zipfile.ZIP_STORED or each.file_size > size for each in members):
+                    why = "torch stores tensors uncompressed, so no part of the file can be larger than the file"
+                    raise _lies(path, why)
                 pickles = [archive.read(each) for each in members if each.filename.endswith("data.pkl")]
         except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
             raise _lies(path, f"its archive is damaged: {error}") from error
         if any(b"bytearray" in each for each in pickles):
             raise _lies(path, "it asks for a bytearray, which can be of any size; no state dict holds one")
         return
+    for opcode, argument in _opcodes(path):
+        number = isinstance(argument, int) and opcode.startswith(("BININT", "LONG", "INT"))
+        if number and _MAGIC != argument > max(size, PLAIN):
+            raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
+
+
+def _opcodes(path: Path) -> Iterator[tuple[str, Any]]:
+    """Read the operations of the pickles in an old torch file, by name and argument, until it ends; nothing is run."""
     with path.open("rb") as file:
         try:
             for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
-                if (
-                    isinstance(argument, int)
-                    and opcode.name.startswith(("BININT", "LONG", "INT"))
-                    and _MAGIC != argument > max(size, PLAIN)
-                ):
-                    raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
-        except (ValueError, EOFError, AttributeError, IndexError, OverflowError, UnicodeDecodeError):
-            pass  # no pickle at all: torch says so
+                yield opcode.name, argument
+        except Exception:  # no pickle, or one that ends early: torch says so
+            return
 
 
 PLAIN = 1 << 31  # numbers up to here may be dates, seeds and versions
@@ -125,17 +125,13 @@ def _named_in_pickle(path: Path) -> list[str]:
     """List the functions and types that an old torch file, or a plain pickle, asks for; nothing is run."""
     named: dict[str, None] = {}
     words: list[str] = []
-    with path.open("rb") as file:
-        try:
-            for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
-                if opcode.name == "GLOBAL":
-                    named[str(argument).replace(" ", ".")] = None
-                elif opcode.name == "STACK_GLOBAL" and len(words) >= 2:
-                    named[".".join(words[-2:])] = None
-                elif isinstance(argument, str):
-                    words.append(argument)
-        except Exception:  # no pickle, or one that ends early: what was found until there is told
-            pass
+    for opcode, argument in _opcodes(path):
+        if opcode == "GLOBAL":
+            named[str(argument).replace(" ", ".")] = None
+        elif opcode == "STACK_GLOBAL" and len(words) >= 2:
+            named[".".join(words[-2:])] = None
+        elif isinstance(argument, str):
+            words.append(argument)
     return [name for name in named if not name.startswith(("torch.", "collections.OrderedDict"))][:5]
 
 

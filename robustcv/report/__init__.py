@@ -26,7 +26,7 @@ _UNCHECKED = (
     "would not have been noticed."
 )
 
-__all__ = ["FORMATS", "SECTIONS", "notebook", "render", "write", "write_formats"]
+__all__ = ["FORMATS", "SECTIONS", "notebook", "render", "require_formats", "write", "write_formats"]
 
 
 def render(record: Record, files: Mapping[str, bytes]) -> str:
@@ -65,6 +65,19 @@ def write(folder: Path | str) -> Path:
     return path
 
 
+def require_formats(names: Sequence[str]) -> None:
+    """Refuse a form of the report that is unknown.
+
+    Raises
+    ------
+    UserError
+        If one is.
+    """
+    for name in names:
+        if name not in FORMATS and name != "html":
+            raise unknown_name("format", name, ["html", *FORMATS])
+
+
 def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
     """Write other forms of a run's report beside its page; ``html`` is the page itself. Gives their paths.
 
@@ -73,9 +86,7 @@ def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
     UserError
         If a form is unknown.
     """
-    for name in names:
-        if name not in FORMATS and name != "html":
-            raise unknown_name("format", name, ["html", *FORMATS])
+    require_formats(names)
     folder, paths = Path(folder), []
     record, files = runs.load(folder), runs.load_files(folder)
     for name in dict.fromkeys(names):

@@ -59,16 +59,9 @@ def _audit_sentence(record: Record) -> str:
     return text + "."
 
 
-_LABELS = {
-    "clean_accuracy": "clean accuracy",
-    "robust_accuracy": "robust accuracy",
-    "corruption_accuracy": "corruption accuracy",
-}
-
-
 def _gate_sentence(record: Record, gate: Gate) -> str:
     """Write how a gate was met: the metric with its interval, and where that lies."""
-    label = _LABELS[gate.metric]
+    label = gate.metric.replace("_", " ")
     eps = gate.eps if gate.eps is not None else record.headline_eps
     if gate.metric == "robust_accuracy":
         label += f" at {numbers.threat(eps or 0, gate.norm or 'linf')}"

@@ -79,9 +79,6 @@ def audit(
     for name in options["also"]:
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
-    for name in options["format"]:
-        if name not in FORMATS:
-            raise unknown_name("format", name, FORMATS)
     for name in options["certify"]:
         if name not in CERTIFICATES:
             raise unknown_name("certificate", name, CERTIFICATES)
@@ -170,10 +167,10 @@ def audit(
         flags = (*flags, contradictions(certified)) if certified else flags
         beyond = stopping.unless_asked(lambda: _beyond(job, options, method_options, patch_images, progress), _Beyond())
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
-        cases, explanations, files = stopping.unless_asked(
-            lambda: explain_cases(classifier, drawn, explain, method_options, progress=progress, **run),
-            explain_cases(classifier, drawn, (), {}, progress=progress, **run),
+        explained = stopping.unless_asked(
+            lambda: explain_cases(classifier, drawn, explain, method_options, progress=progress, **run), None
         )
+        cases, explanations, files = explained or explain_cases(classifier, drawn, (), {}, progress=progress, **run)
         radii = [each for each in sweep if each <= headline * (1 + 1e-9)]
         stable: tuple[records.StabilityRow, ...] = ()
         stable = stopping.unless_asked(
@@ -312,7 +309,6 @@ class _Beyond:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-FORMATS = ("html", "md", "junit", "card", "csv")
 GRADIENT_FREE = ("square", "foolbox-boundary", "foolbox-hopskipjump")
 ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat, "maps": stability}
 FOLLOWED = 32  # images whose maps are followed under attack

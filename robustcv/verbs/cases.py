@@ -29,9 +29,8 @@ class Drawn:
 
 def draw_sample(images: ImageSet, k: int, seed: int) -> Tensor:
     """Mark k images drawn by (seed, pixels) alone, before any attack has run: the same for every model."""
-    order = sorted(range(len(images)), key=lambda row: draws.image_seed(seed, images.hashes[row], "sample"))
     mask = torch.zeros(len(images), dtype=torch.bool)
-    mask[order[:k]] = True
+    mask[draws.drawn_rows(seed, images.hashes, "sample", k)] = True
     return mask
 
 

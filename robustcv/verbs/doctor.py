@@ -70,14 +70,10 @@ def doctor(
     return (*machine, *found)
 
 
-def _check(name: str, fine: bool, figure: str, fix: str) -> Check:
-    return Check(check=name, status="pass" if fine else "raised", figure=figure, fix=None if fine else fix)
-
-
 def _python() -> Check:
     version = sys.version_info
     fine = (3, 11) <= version[:2] <= (3, 13)
-    return _check("Python", fine, sys.version.split()[0], "use Python 3.11 to 3.13")
+    return Check.of("Python", fine, sys.version.split()[0], "use Python 3.11 to 3.13")
 
 
 def _packages() -> Check:
@@ -95,7 +91,7 @@ def _packages() -> Check:
         except metadata.PackageNotFoundError:
             wrong.append(f"{each.name} is missing")
     versions = f"robustcv {metadata.version('robustcv')}, torch {torch.__version__}"
-    return _check("packages", not wrong, "; ".join(wrong) or versions, "install robustcv again, with its constraints")
+    return Check.of("packages", not wrong, "; ".join(wrong) or versions, "install robustcv again, with its constraints")
 
 
 def _extras() -> Check:
@@ -130,7 +126,7 @@ def _device() -> Check:
         else "install a torch with CUDA (pytorch.org, Get started)"
     )
     why = "driver too old" if torch.version.cuda else "torch cannot use it"
-    return _check("device", False, f"GPU present, {why}: driver {driver}, torch has {built}; {threads}", fix)
+    return Check.of("device", False, f"GPU present, {why}: driver {driver}, torch has {built}; {threads}", fix)
 
 
 def _memory() -> Check:
@@ -140,7 +136,7 @@ def _memory() -> Check:
     except (OSError, KeyError, ValueError):
         return Check(check="memory", status="not run", figure="this system does not tell")
     fix = "lower --batch-size and -n, or close other programs"
-    return _check("memory", free >= LEAST_MEMORY, f"{free / 2**30:.1f} GB free", fix)
+    return Check.of("memory", free >= LEAST_MEMORY, f"{free / 2**30:.1f} GB free", fix)
 
 
 def _disk() -> Check:
@@ -148,7 +144,7 @@ def _disk() -> Check:
     fix = "make room, or write elsewhere with -o"
     writable = os.access(Path.cwd(), os.W_OK)
     figure = f"{free / 2**30:.1f} GB free here" + ("" if writable else ", but the folder cannot be written")
-    return _check("disk", free >= LEAST_DISK and writable, figure, fix)
+    return Check.of("disk", free >= LEAST_DISK and writable, figure, fix)
 
 
 def _cache() -> Check:
@@ -156,4 +152,4 @@ def _cache() -> Check:
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
     fix = "point ROBUSTCV_CACHE to a folder that can be written; without it images are decoded every time"
-    return _check("cache", os.access(nearest, os.W_OK), f"{size / 2**30:.1f} GB in {folder}", fix)
+    return Check.of("cache", os.access(nearest, os.W_OK), f"{size / 2**30:.1f} GB in {folder}", fix)

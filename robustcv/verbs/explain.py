@@ -188,8 +188,8 @@ def _with_images(own: Mapping[str, Any], images: ImageSet, seed: int) -> dict[st
             if not count.isdigit() or not 0 < int(count) < len(images):
                 why = f"the form is images:K, with K below the {len(images)} images that are explained"
                 raise UserError("RCV-E008", f"{key}={value} cannot be used", why, f"{key}=images:4, and -n 20")
-            order = sorted(range(len(images)), key=lambda row: draws.image_seed(seed, images.hashes[row], "fill"))
-            done[key] = next(images.take(torch.tensor(order[: int(count)])).batches(int(count)))[0]
+            rows = draws.drawn_rows(seed, images.hashes, "fill", int(count))
+            done[key] = next(images.take(torch.tensor(rows)).batches(int(count)))[0]
     return done
 
 

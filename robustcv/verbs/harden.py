@@ -156,15 +156,13 @@ def _audited(
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     try:
         found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
-    except BaseException:
+        stopping.at_boundary()  # half an audit is none
+        described = {"model": name, "data": sets.spec, **found.record.options}
+        record = found.record.model_copy(update={"training": None, "options": described})
+        if folder is not None and processes.is_first():
+            runs.save(folder, record, found.files)
+            kept.clear()
+    finally:
         if folder is not None:
             runs.release(folder)
-        raise
-    stopping.at_boundary()  # half an audit is none
-    described = {"model": name, "data": sets.spec, **found.record.options}
-    record = found.record.model_copy(update={"training": None, "options": described})
-    if folder is not None and processes.is_first():
-        runs.save(folder, record, found.files)
-        kept.clear()
-        runs.release(folder)
     return Saved(str(folder or name), record, found.files)

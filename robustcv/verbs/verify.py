@@ -99,8 +99,7 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
 
 def _check(name: str, wrong: list[str], figure: str, fix: str) -> records.Check:
     told = "; ".join([figure, *wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])])
-    status: Any = "raised" if wrong else "pass"
-    return records.Check(check=name, status=status, figure=told, fix=fix if wrong else None)
+    return records.Check.of(name, not wrong, told, fix)
 
 
 def _hashes(folder: Path) -> records.Check:

@@ -8,9 +8,7 @@ from robustcv.report.formats.junit import junit
 from robustcv.report.formats.markdown import markdown
 from robustcv.report.formats.tables import tables
 
-Written = Mapping[str, bytes]
-
-FORMATS: dict[str, Callable[[Record, Mapping[str, bytes]], Written]] = {
+FORMATS: dict[str, Callable[[Record, Mapping[str, bytes]], Mapping[str, bytes]]] = {
     "md": markdown,
     "junit": junit,
     "card": card,
