@@ -1,6 +1,10 @@
 """Defences that only look robust, each a few lines, with the exact worst case where there is one."""
 
+import io
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -24,6 +28,42 @@ class Quantised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.inner((images * self.steps).round() / self.steps + 0 * images)
+
+
+class Jpeg(nn.Module):
+    """Input sent through JPEG: no gradient, and one that is not of the image seen where it is bypassed."""
+
+    def __init__(self, inner: nn.Module, quality: int = 60) -> None:
+        super().__init__()
+        self.inner, self.quality = inner, quality
+
+    def forward(self, images: Tensor) -> Tensor:
+        whole = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        coded = torch.stack([torch.from_numpy(self._sent(image)) for image in whole]).permute(0, 3, 1, 2)
+        return self.inner(coded.to(images.dtype) / 255 + 0 * images)
+
+    def _sent(self, image: np.ndarray) -> np.ndarray:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=self.quality)
+        return np.array(Image.open(buffer))
+
+
+class WinnersTakeAll(nn.Module):
+    """k-WTA (Xiao et al. 2020): of a wide layer only the largest few pass, so the gradient is of one small piece."""
+
+    def __init__(self, widths: tuple[int, ...], share: float, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shapes = zip(widths[1:], widths, strict=False)
+        self.layers = nn.ParameterList(torch.randn(b, a, generator=generator) / a**0.5 for b, a in shapes)
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = (images - 0.5).flatten(1) @ self.layers[0].T
+        for layer in list(self.layers)[1:]:
+            least = hidden.topk(max(1, int(self.share * hidden.shape[1])), 1).values[:, -1:]
+            hidden = torch.where(hidden >= least, hidden, 0) @ layer.T
+        return hidden
 
 
 class Shattered(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from broken_defences import (
     Coupled,
+    Jpeg,
     Noisy,
     Probabilities,
     Purifying,
@@ -15,6 +16,7 @@ from broken_defences import (
     Scaled,
     Shattered,
     Valley,
+    WinnersTakeAll,
 )
 from conftest import Curved, make_images, make_linear
 from test_worst_case import CPU, job_for
@@ -85,6 +87,18 @@ def test_probabilities_are_seen_through_and_flagged(linear) -> None:
     robust, raised = audited(Probabilities(linear), images)
     assert abs(robust - exact_share(linear, images)) <= 0.01
     assert "logits" in raised
+
+
+def test_jpeg_is_flagged(linear) -> None:
+    model = Jpeg(linear)
+    assert "zero gradient" in audited(model, labelled(model, 40))[1]
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(k, marks=pytest.mark.every_case) for k in range(2, 8))])
+@pytest.mark.parametrize(("widths", "share"), [((192, 2000, 2000, 10), 0.01), ((192, *4 * (1000,), 10), 0.01)])
+def test_winners_that_take_all_are_flagged(widths, share: float, seed: int) -> None:
+    model = WinnersTakeAll(widths, share, seed)
+    assert audited(model, labelled(model), eps=0.004)[1]
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ SHARE = 0.008  # of the plan's pass-units (a forward 1, a backward 2) that probe
 LEAST, MOST = 3, 64  # images a probe looks at
 QUERIES = 80  # of Square
 DRAWS = 10  # of noise
+NOISY = 24  # images that meet it, at least: where gradients are of small pieces, few fall to it, and nothing else tells
 STEPS = 10  # of PGD, and of the attacks that are run with a changed scale or twice the steps
 UNFINISHED = 0.25  # largest part of the way that twice the steps may add
 
@@ -66,7 +67,7 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
         note(*_wins(job, outcome, some, "black box wins", "square", {"queries": QUERIES}))
     else:
         note(_not_run("black box wins", f"no black-box attack here for {job.norm}"))
-    some = _some(job, outcome.robust(outcome.headline), units * 0.1 / (DRAWS + 3), "noise")
+    some = _some(job, outcome.robust(outcome.headline), units * 0.1 / (DRAWS + 3), "noise", least=NOISY)
     note(*_wins(job, outcome, some, "noise wins", "noise", {"queries": DRAWS}))
     by_one = (outcome.broken_by == 0) & ~stands
     if outcome.names[0] == "fgsm":
