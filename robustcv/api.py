@@ -871,6 +871,13 @@ def _nothing_yet(verb: Any) -> "Result":
     return Result(Record(verb=verb, version=version(), verdict="INCOMPLETE", environment=environment))
 
 
+def leave_incomplete(verb: str, folder: Path) -> None:
+    """Write a page marked INCOMPLETE where a run was stopped that has none yet, if there is a folder at all."""
+    if folder.is_dir() and not (folder / "report.json").exists():
+        result = _nothing_yet(verb)
+        _write(folder, result.record.model_copy(update={"exit_code": INTERRUPTED}), result.files)
+
+
 def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any]) -> None:
     """Refuse to hand out a finished run as that of another model."""
     record = runs.load(folder)

@@ -141,7 +141,13 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
             "RCV-E006", f"{verb.__name__} is no work to share", "torchrun started several", "run it without torchrun"
         )
     if devices > 1 and not launch.one_of_several():
-        return launch.start(_without_devices(origins.arguments, Path(given["out"])), devices, Path(given["out"]))
+        folder = Path(given["out"])
+        try:
+            return launch.start(_without_devices(origins.arguments, folder), devices, folder)
+        except KeyboardInterrupt:
+            _remember_folder(folder)
+            api.leave_incomplete(verb.__name__, folder)
+            raise
     _remember_folder(Path(given["out"]))
     renamed = {"images": "data", "classifier": "model"}
     with runs.telling_origins({renamed.get(name, name): text for name, text in origins.origin.items()}):
@@ -194,8 +200,9 @@ def report(
     """
     from robustcv import report as report_package
 
-    for path in report_package.write_formats(run, format):
-        print(path)
+    with report_package.as_a_mistake(run):
+        for path in report_package.write_formats(run, format):
+            print(path)
     return errors.DONE
 
 

@@ -129,3 +129,19 @@ def test_training_in_several_processes_takes_the_steps_of_one(tmp_path: Path, co
     for one, many in zip(*epochs, strict=True):
         assert one["n"] == many["n"] == 1078 and one["loss"] == pytest.approx(many["loss"], abs=1e-3)
         assert abs(one["validation_robust"] - many["validation_robust"]) <= 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_leaves_a_page(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "robustcv", *AUDIT, "--effort", "autoattack", "--devices", "2"]
+    process = subprocess.Popen([*command, "--model", str(trained), "-o", str(out)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    while not list((out / "state").glob("plan-*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    talk = process.communicate(timeout=90)[1]
+    assert process.returncode == 130 and "--resume" in talk, talk
+    assert runs.load(out).verdict == "INCOMPLETE" and "Interrupted before" in (out / "report.html").read_text()

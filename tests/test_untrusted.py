@@ -246,7 +246,21 @@ def test_a_report_with_one_wrong_value_is_read_or_refused(data, audited: Path, t
     except UserError as error:
         assert len(str(error).splitlines()) == 3
     else:
-        assert runs.to_json(record) and report.FORMATS["junit"]
+        files = runs.load_files(audited)
+        for name in ("md", "junit", "card", "csv"):
+            drawn(lambda name=name: report.FORMATS[name](record, files))
+        drawn(lambda: report.render(record, files))
+
+
+def drawn(work) -> None:
+    """Draw something, or refuse it in three lines."""
+    from robustcv import report
+
+    try:
+        with report.as_a_mistake("run"):
+            assert work()
+    except UserError as error:
+        assert error.code == "RCV-E117" and len(str(error).splitlines()) == 3
 
 
 @FUZZ

@@ -1,15 +1,16 @@
 """What is shown: a record and its evidence files to one offline HTML page. Imports no torch."""
 
 import base64
+import contextlib
 import hashlib
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from robustcv import runs
-from robustcv.errors import unknown_name
+from robustcv.errors import UserError, unknown_name
 from robustcv.records import Record
 from robustcv.report import summary
 from robustcv.report.blocks import Page
@@ -26,7 +27,7 @@ _UNCHECKED = (
     "would not have been noticed."
 )
 
-__all__ = ["FORMATS", "SECTIONS", "notebook", "render", "require_formats", "write", "write_formats"]
+__all__ = ["FORMATS", "SECTIONS", "as_a_mistake", "notebook", "render", "require_formats", "write", "write_formats"]
 
 
 def render(record: Record, files: Mapping[str, bytes]) -> str:
@@ -97,6 +98,26 @@ def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
                 runs.write_atomic(folder / place, data)
                 paths.append(folder / place)
     return paths
+
+
+@contextlib.contextmanager
+def as_a_mistake(folder: Path | str) -> Iterator[None]:
+    """Tell that a report.json fits its schema and yet makes no page: it was edited, or another tool wrote it.
+
+    Raises
+    ------
+    UserError
+        If so.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            "RCV-E117",
+            f"{folder}/report.json or its evidence does not hold together",
+            f"{type(error).__name__}: {error}",
+            "restore the folder as the run left it, or run the verb again",
+        ) from error
 
 
 def notebook(record: Record, files: Mapping[str, bytes]) -> str:
