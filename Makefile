@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-all bench bench-models samples clean
+.PHONY: help demo test check test-all bench bench-models samples screenshots clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -39,6 +39,9 @@ bench-models: $(VENV)/.installed  ## train the models that the benchmarks attack
 
 samples: $(VENV)/.installed  ## render the published sample pages again
 	$(BIN)/python reports/samples/make_samples.py
+
+screenshots: $(VENV)/.installed-test  ## picture each section of the sample pages, and of PAGES, in reports/screenshots
+	$(BIN)/python reports/samples/make_screenshots.py reports/samples/*.html $(PAGES)
 
 clean:           ## remove environments and caches, keep reports
 	rm -rf .venv .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache

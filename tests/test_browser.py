@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import robustcv as rc
+from robustcv import report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -92,6 +93,177 @@ def test_a_case_opens_enlarged_by_keyboard_and_closes_again(browser, page_file) 
     page.close()
 
 
+STATES = {
+    "plain": "() => null",
+    "case": "() => document.querySelector('.case:has([data-kind=attacked]) .zoom')?.click()",
+    "slider": "() => { document.querySelector('.case:has([data-kind=attacked]) .zoom')?.click();"
+    " document.querySelector('#modes [value=slider]').click(); }",
+    "keys": "() => document.getElementById('help').click()",
+    "open": "() => document.querySelectorAll('details').forEach((each) => { each.open = true; })",
+}
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["audit", "compare", "train"])
+def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str, width: int, scheme: str) -> None:
+    import axe_playwright_python
+
+    source = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True)
+    for state, enter in STATES.items():
+        if name == "train" and state in ("case", "slider"):
+            continue
+        page = context.new_page()
+        page.goto(page_file[name].as_uri())
+        page.evaluate(enter)
+        page.evaluate(source)
+        found = page.evaluate("(tags) => axe.run(document, {runOnly: {type: 'tag', values: tags}})", TAGS)
+        for kind in ("violations", "incomplete"):
+            told = [(rule["id"], [node["html"][:200] for node in rule["nodes"]][:3]) for rule in found[kind]]
+            assert told == [], (state, kind)
+        assert len(found["passes"]) > 15
+        page.close()
+    context.close()
+
+
+def test_cases_are_chosen_by_class_and_the_choice_stands_in_the_address(browser, page_file) -> None:
+    page = browser.new_page()
+    page.goto(page_file["audit"].as_uri())
+    every = page.locator("#cases .case").count()
+    assert page.locator("#cases .case:visible").count() == every
+    one = page.locator("#cases .case").first.get_attribute("data-class")
+    page.locator("#filters select[name=class]").select_option(one)
+    same = page.locator(f".case[data-class='{one}']").count()
+    assert 0 < same < every and page.locator("#cases .case:visible").count() == same
+    assert page.url.endswith(f"#class={one}") and page.locator("#shown").inner_text() == f"{same} of {every} shown"
+    again = browser.new_page()
+    again.goto(page.url)
+    assert again.locator("#cases .case:visible").count() == same
+    assert again.locator("#filters select[name=class]").input_value() == one
+    again.locator("#filters select[name=class]").select_option("")
+    assert again.locator("#cases .case:visible").count() == every
+    link = again.locator("#flows td a").first
+    went = link.get_attribute("href")
+    link.click()
+    cell = dict(part.split("=") for part in went.removeprefix("#").split("&"))
+    shown = again.locator("#cases .case:visible")
+    assert shown.count() and {each.get_attribute("data-class") for each in shown.all()} == {cell["class"]}
+    assert {each.get_attribute("data-as") for each in shown.all()} == {cell["as"]}
+    again.close()
+    page.close()
+
+
+def test_a_case_is_compared_side_by_side_under_a_slider_and_in_turn(browser, page_file) -> None:
+    page = browser.new_page()
+    page.goto(page_file["audit"].as_uri())
+    page.locator(".case:has([data-kind=attacked]) .zoom").first.click()
+
+    def mode(name: str) -> None:
+        page.locator(f"#modes [value={name}]").click()
+        assert page.locator("#modes [aria-pressed=true]").get_attribute("value") == name
+
+    mode("beside")
+    assert page.locator("#zoomed img").count() == 2
+    mode("slider")
+    page.locator("#zoomed input[type=range]").fill("30")
+    assert "30%" in page.locator("#zoomed img").last.evaluate("(image) => image.style.clipPath")
+    mode("change")
+    factor = int(page.locator(".case:has([data-kind=change]) [data-kind=change]").first.get_attribute("data-factor"))
+    page.locator("#zoomed input[type=range]").fill(str(factor / 2))
+    assert page.locator("#zoomed img").evaluate("(image) => image.style.filter") == "contrast(0.5)"
+    mode("blink")
+    page.evaluate("""() => { window.swaps = []; new MutationObserver(() => swaps.push(performance.now()))
+                     .observe(document.querySelector('#zoomed img:last-child'), {attributes: true}); }""")
+    page.wait_for_timeout(1800)
+    swaps = page.evaluate("swaps")
+    assert len(swaps) >= 2 and (len(swaps) - 1) / (swaps[-1] - swaps[0]) <= 6 / 1000  # a blink is two swaps
+    first = page.locator("#title").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#title").inner_text() != first
+    page.keyboard.press("1")
+    assert page.locator("#modes [aria-pressed=true]").get_attribute("value") == "panels"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "zoom"
+    page.close()
+
+
+def test_nothing_blinks_where_less_motion_is_asked_for(browser, page_file) -> None:
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(page_file["audit"].as_uri())
+    page.locator(".case:has([data-kind=attacked]) .zoom").first.click()
+    page.locator("#modes [value=blink]").click()
+    before = page.locator(".which").inner_text()
+    page.wait_for_timeout(1200)
+    assert page.locator(".which").inner_text() == before
+    page.get_by_role("button", name="swap").click()
+    assert page.locator(".which").inner_text() != before
+    context.close()
+
+
+def test_the_page_can_be_walked_by_keys_alone(browser, page_file) -> None:
+    page = browser.new_page()
+    page.goto(page_file["audit"].as_uri())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#summary")
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible() and "Enter" in page.locator("#keys").inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.tagName") == "SELECT"
+    page.keyboard.press("Tab")
+    page.locator("#filters select").last.focus()
+    for _ in range(3):  # past the last filter comes the one stop of all cases
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.className") == "zoom":
+            break
+    focused = "document.activeElement.closest('.case')?.getAttribute('aria-label')"
+    first = page.evaluate(focused)
+    page.keyboard.press("j")
+    second = page.evaluate(focused)
+    page.keyboard.press("ArrowLeft")
+    assert first and second and first != second and page.evaluate(focused) == first
+    page.keyboard.press("Enter")
+    assert page.locator("#zoom").is_visible() and page.locator("#title").inner_text() == first
+    page.keyboard.press("Escape")
+    assert page.evaluate(focused) == first
+    closed = "document.querySelectorAll('main details:not([open])').length"
+    page.keyboard.press("d")
+    assert page.evaluate(closed) == 0
+    page.keyboard.press("?")
+    page.locator("#use-keys").uncheck()
+    page.keyboard.press("Escape")
+    page.keyboard.press("d")
+    assert page.evaluate(closed) == 0  # switched off
+    page.close()
+
+
+def test_it_works_in_a_sandboxed_frame(browser, page_file, tmp_path) -> None:
+    """As MLflow and notebooks show it: scripts run, but nothing of the outside, no storage, no address."""
+    outer = tmp_path / "outer.html"
+    content = page_file["audit"].read_text().replace("&", "&amp;").replace('"', "&quot;")
+    outer.write_text(
+        f'<!doctype html><iframe sandbox="allow-scripts" srcdoc="{content}" width=1200 height=780></iframe>'
+    )
+    page, problems = browser.new_page(), []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(outer.as_uri())
+    frame = page.frames[1]
+    frame.wait_for_selector(".case")
+    one = frame.locator("#cases .case").first.get_attribute("data-class")
+    frame.locator("#filters select[name=class]").select_option(one)
+    assert frame.locator("#cases .case:visible").count() == frame.locator(f".case[data-class='{one}']").count()
+    frame.locator("#cases .case:visible .zoom").first.click()
+    assert frame.locator("dialog[open] img").count() >= 3
+    assert problems == []
+    page.close()
+
+
 def test_everything_can_be_read_without_javascript(browser, page_file) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -103,8 +275,6 @@ def test_everything_can_be_read_without_javascript(browser, page_file) -> None:
 
 def test_hostile_names_run_nothing(browser, tmp_path) -> None:
     from test_report import HOSTILE, make_record
-
-    from robustcv import report
 
     path = tmp_path / "hostile.html"
     path.write_text(report.render(make_record(1000, HOSTILE, 900, 100), {}))
@@ -140,12 +310,31 @@ def test_the_page_sends_nothing_even_when_served(browser, page_file) -> None:
     assert blocked and set(hits) <= {"/page", "/favicon.ico"}
 
 
-def test_it_prints_on_a4_without_the_navigation(browser, page_file) -> None:
+def pages_of(pdf: bytes) -> int:
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+@pytest.mark.parametrize("name", ["audit", "compare", "train"])
+def test_the_summary_prints_on_four_a4_pages_and_everything_on_more(browser, page_file, name: str) -> None:
     page = browser.new_page()
-    page.goto(page_file["audit"].as_uri())
-    pdf = page.pdf(format="A4")
-    pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
-    assert pdf.startswith(b"%PDF") and 1 <= pages <= 14
+    page.goto(page_file[name].as_uri())
+    summary = page.pdf(prefer_css_page_size=True)
+    page.locator("#whole").check()
+    everything = page.pdf(prefer_css_page_size=True)
+    assert summary.startswith(b"%PDF") and 1 <= pages_of(summary) <= 4
+    assert pages_of(everything) > pages_of(summary) or name == "train"
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible() and page.locator("h1").is_visible()
+    page.close()
+
+
+def test_many_classes_print_on_four_pages_and_fit_the_window(browser, tmp_path) -> None:
+    from test_report import make_record
+
+    path = tmp_path / "many.html"
+    path.write_text(report.render(make_record(100_000, tuple(f"class {i}" for i in range(1000)), 90_000, 10_000), {}))
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert pages_of(page.pdf(prefer_css_page_size=True)) <= 4
     page.close()

@@ -75,7 +75,8 @@ def test_a_page_is_whole_offline_and_the_same_every_time(pages, verb: str) -> No
     assert all(uri.startswith("data:image/webp;base64,") for uri in read.fetched)
     assert not re.search(r"(?:src|href)=[\"']?https?:", page)
     assert len(read.ids) == len(set(read.ids))
-    assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
+    assert all(link.startswith("#") and (link[1:] in read.ids or re.match(r"#class=[^=&]+(&as=[^=&]+)?$", link))
+               for link in read.links)  # fmt: skip
     for word in ("nan", "None", "undefined", "inf ", "Traceback"):
         assert not re.search(rf"(?<![\w.-]){word}(?![\w-])", read.text), word
     policy = next(a["content"] for t, a in read.tags if t == "meta" and "http-equiv" in a)
@@ -87,7 +88,7 @@ def test_a_page_is_whole_offline_and_the_same_every_time(pages, verb: str) -> No
 
 def test_the_fixed_part_of_the_page_is_small() -> None:
     home = Path(report.__file__).parent
-    assert sum((home / name).stat().st_size for name in ("report.css", "report.js", "page.html.j2")) < 30_000
+    assert sum((home / name).stat().st_size for name in ("report.css", "report.js", "page.html.j2")) < 40_000
 
 
 def test_the_figures_on_the_page_are_those_of_the_record(pages) -> None:
@@ -104,9 +105,9 @@ def test_every_section_appears_somewhere(pages) -> None:
     found = set()
     for folder in pages.values():
         found |= set(Reader((folder / "report.html").read_text()).ids)
-    made = {
+    made = [
         make(runs.load(pages[v]), runs.load_files(pages[v])) for make in SECTIONS.values() for v in ("audit", "compare")
-    }
+    ]
     assert {section.id for section in made if section} <= found
     assert {"curve", "findings", "limits", "classes", "cases", "explanations", "calibration", "training", "threat",
             "paired", "changes", "reproduce", "glossary", "next"} <= found  # fmt: skip

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from robustcv.records import Record
 from robustcv.report import summary
 from robustcv.report.blocks import Page
 from robustcv.report.formats import FORMATS
-from robustcv.report.sections import SECTIONS
+from robustcv.report.sections import PRINTED, SECTIONS
 
 _HERE = Path(__file__).parent
 _FORCED = (
@@ -49,6 +50,10 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
         checks=summary.checks(record),
         strip=summary.strip(record),
         sections=tuple(section for section in sections if section.place == "full"),
+        verb=record.verb,
+        version=record.version,
+        identity=_identity(record),
+        printed=PRINTED,
         top=tuple(section for section in sections if section.place != "full"),
         banner=_FORCED if forced else _UNCHECKED if record.options.get("skip_preflight") else "",
     )
@@ -56,6 +61,14 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     css = (_HERE / "report.css").read_text()
     return str(_template().render(page=page, css=css, script=script, digest=digest))
+
+
+def _identity(record: Record) -> str:
+    """Say in hex digits which model was judged on which images: what stands at the foot of every printed page."""
+    models = [record.model] if record.comparison is None else [record.comparison.a.model, record.comparison.b.model]
+    parts = [f"model {model.sha256[:12]}" for model in models if model is not None]
+    parts += [f"data {record.data.sha256[:12]}"] if record.data is not None else []
+    return re.sub(r"[^0-9a-z ·]", "", " · ".join(parts))
 
 
 def write(folder: Path | str) -> Path:

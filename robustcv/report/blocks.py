@@ -1,5 +1,6 @@
 """What a section is made of: plain values that the template knows how to draw."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -17,24 +18,30 @@ class Tile:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: its text, a smaller remark, and for heat-map cells the colours."""
+    """One cell of a table: its text, a smaller remark, for heat-map cells the colours, and what it is sorted by."""
 
     text: str
     note: str = ""
     number: bool = False
     background: str = ""
     colour: str = ""
+    link: str = ""
+    value: float | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``folded`` puts it behind a summary line of that text, ``matrix`` centres its cells."""
+    """A table; ``folded`` puts it behind a summary line of that text, ``matrix`` centres its cells.
+
+    A ``sortable`` one can be sorted by any column, and searched.
+    """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     folded: str = ""
     matrix: bool = False
+    sortable: bool = False
     kind: str = "table"
 
 
@@ -66,13 +73,15 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Picture:
-    """One panel of a case."""
+    """One panel of a case; ``shows`` is clean, attacked or change (amplified by ``factor``) where it is compared."""
 
     uri: str
     alt: str
     caption: str
     strong: str = ""
     bad: bool = False
+    shows: str = ""
+    factor: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,12 @@ class Strip:
 
 @dataclass(frozen=True)
 class Item:
-    """One case."""
+    """One case, with the tags it is filtered by."""
 
     title: str
     strips: tuple[Strip, ...]
     meta: str
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,12 @@ class Gallery:
     pixelated: bool = True
     columns: int = 5
     kind: str = "gallery"
+
+    def filters(self) -> dict[str, tuple[str, ...]]:
+        """Give the tags that tell cases apart, each with its values in order."""
+        names = ("class", "attack", "outcome")
+        found = {name: sorted({item.tags[name] for item in self.items if name in item.tags}) for name in names}
+        return {name: tuple(values) for name, values in found.items() if len(values) > 1}
 
 
 @dataclass(frozen=True)
@@ -139,5 +155,9 @@ class Page:
     checks: tuple[tuple[str, str, str], ...]
     strip: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    verb: str
+    version: str
+    identity: str
+    printed: frozenset[str]
     banner: str = ""
     top: tuple[Section, ...] = field(default=())

@@ -1,6 +1,8 @@
 """The cases as cards: clean, attacked, what changed, and the heat maps of both on one scale."""
 
+from collections import Counter
 from collections.abc import Mapping
+from urllib.parse import urlencode
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
     items = []
     for number, case in enumerate(record.cases):
         strips = _strips(number, case, record.data, files, maps, exact)
-        items.append(Item(_title(case, record.data), strips, _meta(case)))
+        items.append(Item(_title(case, record.data), strips, _meta(case), _tags(case, record.data)))
     chosen = list(dict.fromkeys(case.selection for case in record.cases))
     counts = ", ".join(f"{sum(case.selection == each for case in record.cases)} {each}" for each in chosen)
     shown = (
@@ -57,8 +59,9 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
             made = _strips(at, case, data, files, maps, exact, label=f"{side.name}: {_outcome(case)}")
             strips += made[:1]
             size = max(exact[f"{at:03d}-clean"].shape[1:])
-        first = sides[0].cases[number]
-        items.append(Item(_title(first, data), tuple(strips), f"image {first.index} · chosen: {first.selection}"))
+        first, second = sides[0].cases[number], sides[1].cases[places[1][image]]
+        tags = {"class": _name(data, first.label), "outcome": f"{first.outcome} → {second.outcome}"}
+        items.append(Item(_title(first, data), tuple(strips), f"image {first.index} · chosen: {first.selection}", tags))
     subtitle = (
         "clean · attacked · change, amplified · heat maps before and after, one scale per row (blue against the class "
         "named, orange for it) · every image that both audits show, those with different outcomes first"
@@ -78,6 +81,26 @@ def _name(data: Data, label: int | None) -> str:
 
 def _title(case: Case, data: Data) -> str:
     return f"Image {case.index}, true class {_name(data, case.label)}"
+
+
+def _tags(case: Case, data: Data) -> dict[str, str]:
+    """Give what a case is filtered by."""
+    tags = {"class": _name(data, case.label), "outcome": case.outcome}
+    if case.attack is not None and case.outcome == "broken":
+        tags |= {"attack": case.attack, "as": _name(data, case.adversarial_prediction)}
+    return tags
+
+
+def cases_of(record: Record) -> Counter[tuple[str, str]]:
+    """Count the cases shown of each class, and of each class taken for another: what tables link to."""
+    assert record.data is not None
+    found = [_tags(case, record.data) for case in record.cases]
+    return Counter((tags["class"], tags.get("as", "")) for tags in found)
+
+
+def link_to(**tags: str) -> str:
+    """Write the address of some cases on the page; ``class_`` stands for class, ``as_`` for what they are taken for."""
+    return urlencode({name.rstrip("_"): value for name, value in tags.items()})
 
 
 def _outcome(case: Case) -> str:
@@ -111,6 +134,7 @@ def _strips(
             f"{case.confidence:.2f}",
             said,
             wrong,
+            shows="clean",
         )
     ]
     attacked = "adversarial" in case.files
@@ -124,10 +148,12 @@ def _strips(
                 f"{sure:.2f}",
                 fooled,
                 case.adversarial_prediction != case.label,
+                shows="attacked",
             )
         )
         change, factor = images.perturbation(exact[f"{number:03d}-clean"], exact[f"{number:03d}-adversarial"])
-        pictures.append(Picture(images.data_uri(change), f"Change, amplified {factor} times", f"change ×{factor}"))
+        told = f"Change, amplified {factor} times"
+        pictures.append(Picture(images.data_uri(change), told, f"change ×{factor}", shows="change", factor=factor))
     methods = list(dict.fromkeys(ref.method for ref in case.heatmaps))
     others: list[Picture] = []
     for place, method in enumerate(methods):

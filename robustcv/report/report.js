@@ -1,17 +1,190 @@
 "use strict";
 (() => {
-  const dialog = document.getElementById("zoom"), zoomed = document.getElementById("zoomed");
-  for (const card of document.querySelectorAll(".case")) {
-    card.addEventListener("click", () => {
-      zoomed.replaceChildren(...[...card.childNodes].map((node) => node.cloneNode(true)));
-      zoomed.querySelectorAll(".zoom").forEach((button) => button.remove());
-      dialog.classList.toggle("pixelated", card.parentElement.classList.contains("pixelated"));
-      dialog.setAttribute("aria-label", `${card.getAttribute("aria-label")}, enlarged`);
-      dialog.showModal();
+  const $ = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const byId = (id) => document.getElementById(id);
+  const make = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const cards = $(".case[data-outcome]"), still = matchMedia("(prefers-reduced-motion:reduce)");
+  $(".script").forEach((element) => { element.hidden = false; });
+
+  // -- which cases are shown: the choice stands in the address, so that it can be cited
+  const form = byId("filters"), told = byId("shown");
+  const fields = form ? $("select", form) : [];
+  const visible = () => cards.filter((card) => !card.hidden);
+  const apply = () => {
+    const chosen = fields.filter((field) => field.value);
+    const wanted = new URLSearchParams(chosen.map((field) => [field.name, field.value]));
+    if (fixed) wanted.set("as", fixed);
+    for (const card of cards) card.hidden = [...wanted].some(([name, value]) => card.dataset[name] !== value);
+    const left = visible();
+    rove(left[0]);
+    if (told) told.textContent = `${left.length} of ${cards.length} shown${fixed ? `, taken for ${fixed}` : ""}`;
+    return wanted;
+  };
+  let fixed = "";
+  const fromAddress = () => {
+    const text = location.hash.slice(1);
+    if (!form || !text.includes("=")) return;
+    const asked = new URLSearchParams(text);
+    for (const field of fields) {
+      const value = asked.get(field.name) || "";
+      field.value = [...field.options].some((option) => option.value === value) ? value : "";
+    }
+    fixed = asked.get("as") || "";
+    apply();
+    byId("cases").scrollIntoView();
+  };
+  form?.addEventListener("change", () => {
+    fixed = "";
+    const text = apply().toString();
+    try { history.replaceState(null, "", `#${text || "cases"}`); } catch { /* a frame may forbid it */ }
+  });
+  form?.addEventListener("submit", (event) => event.preventDefault());
+  addEventListener("hashchange", fromAddress);
+
+  // -- one stop of the Tab key for all cases; j, k and arrows move between them
+  const button = (card) => card?.querySelector(".zoom");
+  const rove = (card) => cards.forEach((each) => button(each)?.setAttribute("tabindex", each === card ? "0" : "-1"));
+  const step = (by) => {
+    const left = visible();
+    if (!left.length) return;
+    const at = left.indexOf(document.activeElement?.closest?.(".case"));
+    const next = left[at < 0 ? 0 : Math.min(Math.max(at + by, 0), left.length - 1)];
+    rove(next);
+    button(next).focus();
+    next.scrollIntoView({ block: "nearest" });
+  };
+
+  // -- a case, enlarged: all panels, or clean and attacked side by side, under a slider, or in turn
+  const dialog = byId("zoom"), stage = byId("zoomed"), modes = byId("modes"), keys = byId("keys");
+  let open = null, timer = 0;
+  const source = (kind) => open.querySelector(`[data-kind="${kind}"] img`);
+  const picture = (kind) => {
+    const image = source(kind).cloneNode();
+    image.removeAttribute("style");
+    return image;
+  };
+  const captioned = (kind) => make("figure", { class: "panel" }, picture(kind), open.querySelector(`[data-kind="${kind}"] figcaption`).cloneNode(true));
+  const ranged = (label, least, most, value, onInput) => {
+    const input = make("input", { type: "range", min: least, max: most, step: "any", value });
+    const output = make("output");
+    const change = () => { output.textContent = ` ${onInput(Number(input.value))}`; };
+    input.addEventListener("input", change);
+    change();
+    return make("label", { class: "range" }, `${label} `, input, output);
+  };
+  const drawn = {
+    panels: () => [...open.childNodes].map((node) => node.cloneNode(true)),
+    beside: () => [make("div", { class: "beside" }, captioned("clean"), captioned("attacked"))],
+    slider: () => {
+      const over = picture("attacked");
+      const range = ranged("clean · attacked", 0, 100, 50, (value) => { over.style.clipPath = `inset(0 0 0 ${value}%)`; return `${Math.round(value)} % clean`; });
+      return [make("div", { class: "stack" }, picture("clean"), over), range];
+    },
+    blink: () => {
+      const over = picture("attacked"), which = make("output", { class: "which" });
+      const swap = () => { over.hidden = !over.hidden; which.textContent = over.hidden ? "clean" : "attacked"; };
+      const button = make("button", { type: "button" }, "swap");
+      button.addEventListener("click", swap);
+      swap();
+      if (!still.matches) timer = setInterval(swap, 500); // one full blink a second; three is where harm begins
+      return [make("div", { class: "stack" }, picture("clean"), over), make("p", {}, button, " ", which)];
+    },
+    change: () => {
+      const image = picture("change"), factor = Number(source("change").closest("figure").dataset.factor);
+      const range = ranged("amplified", 1, 4 * factor, factor, (value) => { image.style.filter = `contrast(${value / factor})`; return `×${Math.round(value)}`; });
+      return [make("div", { class: "stack" }, image), range];
+    },
+  };
+  const show = (mode) => {
+    clearInterval(timer);
+    const can = mode === "panels" || open.querySelector('[data-kind="attacked"]');
+    const now = can ? mode : "panels";
+    stage.replaceChildren(...drawn[now]());
+    const facts = open.querySelector(".meta").firstChild.textContent.split(" · ");
+    if (now !== "panels") stage.append(make("ul", { class: "meta" }, ...facts.map((fact) => make("li", {}, fact.trim()))));
+    $(".zoom", stage).forEach((each) => each.remove());
+    $("button", modes).forEach((each) => {
+      each.setAttribute("aria-pressed", String(each.value === now));
+      each.disabled = each.value !== "panels" && !open.querySelector('[data-kind="attacked"]');
+    });
+  };
+  const enlarge = (card) => {
+    open = card;
+    if (cards.includes(card)) rove(card);
+    dialog.classList.toggle("pixelated", card.parentElement.classList.contains("pixelated"));
+    dialog.setAttribute("aria-label", `${card.getAttribute("aria-label")}, enlarged`);
+    byId("title").textContent = card.getAttribute("aria-label");
+    show($('[aria-pressed="true"]', modes)[0]?.value || "panels");
+    if (!dialog.open) dialog.showModal();
+  };
+  const turn = (by) => {
+    const left = visible(), next = cards.includes(open) && left[left.indexOf(open) + by];
+    if (next) enlarge(next);
+  };
+  $(".case").forEach((card) => card.addEventListener("click", () => enlarge(card)));
+  modes?.addEventListener("click", (event) => { if (event.target.value) show(event.target.value); });
+  dialog.addEventListener("close", () => { clearInterval(timer); stage.replaceChildren(); button(open)?.focus(); });
+
+  // -- keys; they can be switched off where they collide with a reader's own
+  const openKeys = () => keys.showModal();
+  byId("help")?.addEventListener("click", openKeys);
+  const section = (by) => {
+    const all = $("section.card"), at = all.findIndex((each) => each.getBoundingClientRect().top > 60);
+    const now = at < 0 ? all.length : at;
+    all[Math.min(Math.max(by > 0 ? now : now - 2, 0), all.length - 1)]?.scrollIntoView();
+  };
+  const details = () => {
+    const all = $("main details"), closed = all.some((each) => !each.open);
+    all.forEach((each) => { each.open = closed; });
+  };
+  const bindings = { j: () => step(1), k: () => step(-1), n: () => section(1), p: () => section(-1), d: details, "/": () => fields[0]?.focus(), "?": openKeys };
+  addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input:not([type=range]):not([type=checkbox]),select,textarea");
+    if (event.ctrlKey || event.altKey || event.metaKey || typing) return;
+    if (dialog.open) {
+      const mode = $("button", modes)[Number(event.key) - 1];
+      if (event.target.type !== "range" && event.key === "ArrowRight") turn(1);
+      else if (event.target.type !== "range" && event.key === "ArrowLeft") turn(-1);
+      else if (mode && !mode.disabled && byId("use-keys").checked) show(mode.value);
+      return;
+    }
+    if (keys.open) return;
+    const arrow = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (arrow && event.target.classList?.contains("zoom")) step(arrow);
+    else if (bindings[event.key] && byId("use-keys").checked) bindings[event.key]();
+    else return;
+    event.preventDefault();
+  });
+
+  // -- tables that can be sorted and searched
+  for (const table of $("table.sortable")) {
+    const body = table.tBodies[0];
+    $("thead th", table).forEach((head, column) => {
+      const sort = make("button", { type: "button" }, head.textContent);
+      head.replaceChildren(sort);
+      sort.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        $("thead th", table).forEach((each) => each.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+        const order = (a, b) => (a !== "" && b !== "" && !isNaN(a) && !isNaN(b) ? a - b : a === "" ? -1 : b === "" ? 1 : a.localeCompare(b));
+        body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * order(value(a), value(b))));
+      });
+    });
+    const search = table.closest("section").querySelector(".search input");
+    search?.addEventListener("input", () => {
+      const text = search.value.toLowerCase();
+      for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(text);
     });
   }
-  const links = [...document.querySelectorAll("nav a")];
-  const places = links.map((link) => document.getElementById(link.hash.slice(1)));
+
+  // -- where in the page one is
+  const links = $("nav a"), places = links.map((link) => byId(link.hash.slice(1)));
   const mark = () => {
     let at = 0;
     places.forEach((place, i) => { if (i && place && place.getBoundingClientRect().top < 120) at = i; });
@@ -19,7 +192,14 @@
   };
   addEventListener("scroll", mark, { passive: true });
   mark();
+  rove(cards[0]);
+  fromAddress();
+
+  // -- printing everything opens what is folded
   let opened = [];
-  addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("details:not([open])")]; opened.forEach((each) => { each.open = true; }); });
+  addEventListener("beforeprint", () => {
+    opened = byId("whole").checked ? $("main details:not([open])") : [];
+    opened.forEach((each) => { each.open = true; });
+  });
   addEventListener("afterprint", () => opened.forEach((each) => { each.open = false; }));
 })();

@@ -40,3 +40,5 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "reproduce": reproduce,
     "glossary": glossary,
 }
+# what stands on paper where only the summary is printed: four A4 pages at most
+PRINTED = frozenset({"curve", "findings", "limits", "paired", "classes", "certified", "threat", "reproduce"})

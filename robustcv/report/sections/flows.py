@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from robustcv.records import Record
 from robustcv.report import numbers
 from robustcv.report.blocks import Cell, Section, Table
+from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.images import cividis
 
 Files = Mapping[str, bytes]
@@ -26,6 +27,7 @@ def flows(record: Record, files: Files) -> Section | None:
 
 def _matrix(record: Record) -> Table:
     names = [row.name for row in record.classes]
+    shown = cases_of(record)
     counts = {(flow.label, flow.prediction): flow.count for flow in record.flows}
     rows = []
     for k, row in enumerate(record.classes):
@@ -33,7 +35,8 @@ def _matrix(record: Record) -> Table:
         for other in range(len(names)):
             count = (row.robust or 0) if other == k else counts.get((k, other), 0)
             background, colour = cividis(count / row.clean) if row.clean else ("", "")
-            cells.append(Cell(f"{count:,}", number=True, background=background, colour=colour))
+            link = link_to(class_=row.name, as_=names[other]) if shown[row.name, names[other]] else ""
+            cells.append(Cell(f"{count:,}", number=True, background=background, colour=colour, link=link))
         cells.append(Cell(f"{row.n - row.clean:,}", number=True))
         rows.append(tuple(cells))
     return Table(("", *names, "wrong when clean"), tuple(rows), matrix=True)
@@ -42,10 +45,13 @@ def _matrix(record: Record) -> Table:
 def _list(record: Record) -> Table:
     largest = sorted(record.flows, key=lambda flow: (-flow.count, flow.label, flow.prediction))[:SHOWN]
     rows = []
+    shown = cases_of(record)
     for flow in largest:
         mine, other = record.classes[flow.label], record.classes[flow.prediction]
         share = numbers.share(flow.count / mine.clean, mine.clean) if mine.clean else "not run"
-        rows.append((Cell(mine.name), Cell(other.name), Cell(f"{flow.count:,}", number=True), Cell(share, number=True)))
+        link = link_to(class_=mine.name, as_=other.name) if shown[mine.name, other.name] else ""
+        count = Cell(f"{flow.count:,}", number=True, link=link)
+        rows.append((Cell(mine.name), Cell(other.name), count, Cell(share, number=True)))
     headers = ("true class", "taken for", "images", "of those right when clean")
     caption = f"the {len(largest)} largest of {len(record.flows):,} flows" if len(record.flows) > len(largest) else ""
     return Table(headers, tuple(rows), caption=caption)

@@ -1,10 +1,12 @@
 """The curve over eps, accuracy per class, and the threat model with what each attack cost."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from robustcv.records import AttackResult, ClassRow, Metric, Record, Side
 from robustcv.report import charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
+from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.images import cividis
 
 Files = Mapping[str, bytes]
@@ -104,6 +106,11 @@ def classes(record: Record, files: Files) -> Section | None:
     if record.comparison is None and all(row.p_value is not None for row in tested):
         told = (Cell(numbers.p_value(tested[k].p_value or 0.0).removeprefix("p = "), number=True) for k in order)
         lines.append(("p against the rest", tuple(told)))
+    if record.comparison is None and record.cases:
+        shown = Counter(name for name, _ in cases_of(record).elements())
+        links = {name: link_to(class_=name) for name in shown}
+        told = (Cell(f"{shown[name]:,}", number=True, link=links.get(name, "")) for name in names)
+        lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
     subtitle = (
         f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
