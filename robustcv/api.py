@@ -89,6 +89,7 @@ def audit(
     skip_preflight: bool = False,
     format: Sequence[str] = ("html",),
     seeds: int = 1,
+    agreement: int = 0,
     seed: int = 0,
     batch_size: int = 128,
     device: str = "auto",
@@ -166,6 +167,8 @@ def audit(
         Forms of the report to write beside the page: md, junit, card, csv.
     seeds
         Run the attacks again with this many seeds in all, and tell the spread.
+    agreement
+        Run each attack alone on this many images, and tell which break the same ones.
     seed
         Seed of every random choice.
     batch_size
@@ -911,6 +914,7 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("patience", 1),
         ("trials", 1),
         ("seeds", 1),
+        ("agreement", 0),
         ("frozen_epochs", 0),
     ):
         value = options.get(name)

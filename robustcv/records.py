@@ -52,7 +52,7 @@ class AttackResult(_Frozen):
     backward: int
     seconds: float
     max_distance: float | None = None
-    reason: Literal["plan", "probe", "escalation", "seed"] = "plan"
+    reason: Literal["plan", "probe", "escalation", "seed", "alone"] = "plan"
 
 
 class SeedRun(_Frozen):
@@ -61,6 +61,24 @@ class SeedRun(_Frozen):
     seed: int
     count: int
     n: int
+
+
+class Agreement(_Frozen):
+    """How many of the same images each two attacks break, each run alone; the diagonal is what each one breaks."""
+
+    attacks: tuple[str, ...]
+    norm: str
+    eps: float
+    n: int
+    both: tuple[tuple[int, ...], ...]
+    only: tuple[int, ...] = Field(description="broken by this attack and by no other")
+
+    @model_validator(mode="after")
+    def _square(self) -> "Agreement":
+        k = len(self.attacks)
+        if len(self.both) != k or len(self.only) != k or any(len(row) != k for row in self.both):
+            raise ValueError(f"the table of {k} attacks is not square")
+        return self
 
 
 class Passes(_Frozen):
@@ -513,11 +531,13 @@ class Record(_Frozen):
     metrics: tuple[Metric, ...] = ()
     attacks: tuple[AttackResult, ...] = ()
     seeds: tuple[SeedRun, ...] = ()
+    agreement: Agreement | None = None
     passes: Passes = Passes()
     preflight: tuple[Check, ...] = ()
     flags: tuple[Check, ...] = ()
     classes: tuple[ClassRow, ...] = ()
     calibration: tuple[CalibrationBin, ...] = ()
+    calibration_attacked: tuple[CalibrationBin, ...] = ()
     explanations: tuple[ExplainerResult, ...] = ()
     measures: tuple[MeasureResult, ...] = ()
     stability: tuple[StabilityRow, ...] = ()

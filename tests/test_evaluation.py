@@ -70,7 +70,7 @@ def test_the_interval_of_the_calibration_error_holds_it_and_covers_a_known_one()
 def test_the_bins_add_up_and_the_interval_holds_the_figure() -> None:
     logits = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) * 2
     predictions = Predictions(logits, torch.arange(300) % 4)
-    metric, bins = calibration(predictions, seed=0)
+    metric, bins = calibration(predictions.confidences, predictions.correct, seed=0)
     assert sum(each.n for each in bins) == 300
     assert sum(each.correct for each in bins) == int(predictions.correct.sum())
     weighted = sum(abs(each.correct - each.confidence * each.n) for each in bins) / 300

@@ -1,6 +1,7 @@
 """Clean predictions, and what follows from them: accuracy overall and per class, calibration."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,13 +80,16 @@ def share(name: str, count: int, n: int, **fields: str | float | None) -> Metric
     return Metric(name=name, n=n, count=count, low=low, high=high, **fields)  # type: ignore[arg-type]
 
 
-def calibration(predictions: Predictions, *, seed: int) -> tuple[Metric, tuple[CalibrationBin, ...]]:
+def calibration(
+    confidences: Float[Tensor, " n"], right: Bool[Tensor, " n"], *, seed: int, **fields: Any
+) -> tuple[Metric, tuple[CalibrationBin, ...]]:
     """Compute the expected calibration error over 15 equal bins (Guo et al. 2017, equation 3), and the bins.
 
-    The interval is a percentile bootstrap over images, 1,000 resamples, shifted by its bias.
+    The interval is a percentile bootstrap over images, 1,000 resamples, shifted by its bias. ``fields`` go into the
+    metric, which is called ``calibration_error`` where they do not say otherwise.
     """
-    confidence = predictions.confidences.double().numpy()
-    correct = predictions.correct.numpy().astype(float)
+    confidence = confidences.double().numpy()
+    correct = right.numpy().astype(float)
     low, high = stats.bootstrap(expected_calibration_error, confidence, correct, seed=seed)
     error = expected_calibration_error(confidence, correct)
     place = _bin_of(confidence)
@@ -98,7 +102,8 @@ def calibration(predictions: Predictions, *, seed: int) -> tuple[Metric, tuple[C
             CalibrationBin(low=k / BINS, high=(k + 1) / BINS, n=n, correct=int(correct[inside].sum()), confidence=mean)
         )
     method = "bootstrap over images, 1,000 resamples, shifted by its bias"
-    metric = Metric(name="calibration_error", n=len(correct), value=error, low=max(0, low), high=high, method=method)
+    named = {"name": "calibration_error", **fields}
+    metric = Metric(n=len(correct), value=error, low=max(0, low), high=high, method=method, **named)
     return metric, tuple(bins)
 
 

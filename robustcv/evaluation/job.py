@@ -14,7 +14,7 @@ from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.runtime import Advance
 
-Reason = Literal["plan", "probe", "escalation", "seed"]
+Reason = Literal["plan", "probe", "escalation", "seed", "alone"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 from robustcv import processes
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.norms import NORMS
-from robustcv.classifier import right, to_eight_bit
+from robustcv.classifier import to_eight_bit
 from robustcv.data.image_set import to_float
+from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.block import Attacked, attack_rows, within
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.worst_case import WorstCase
@@ -34,8 +35,8 @@ class Replayable:
         How many failures were.
     forward, backward
         Passes that this took.
-    classes
-        What each attacked image is taken for; -1 where no attack broke it.
+    classes, confidences
+        What each attacked image is taken for, and how surely; -1 and NaN where no attack broke it.
     """
 
     outcome: WorstCase
@@ -44,6 +45,7 @@ class Replayable:
     forward: int
     backward: int
     classes: Int64[Tensor, " n"]
+    confidences: Float[Tensor, " n"]
 
 
 def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: None) -> Replayable:
@@ -58,7 +60,7 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
     candidates = {eps: (rows, images.clone()) for eps, (rows, images) in outcome.candidates.items()}
     distance = outcome.distance.clone()
     counts = torch.zeros(2, dtype=torch.int64)
-    classes = torch.full((len(job.images),), -1)
+    classes, sure = torch.full((len(job.images),), -1), torch.full((len(job.images),), torch.nan)
     lost = torch.empty(0, dtype=torch.int64)
     broken_at = outcome.broken_at.clone()
     for eps in outcome.sweep:
@@ -75,7 +77,7 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
         for block, found in zip(blocks, processes.shared(blocks, work), strict=True):
             exact[block], stays[block] = found["exact"], found["stays"]
             counts += found["counts"]
-            classes[block] = found["classes"]
+            classes[block], sure[block] = found["classes"], found["confidences"]
             distance[block] = found["distance"]
             images = candidates[eps][1]
             images[torch.searchsorted(known, block)] = found["images"]
@@ -83,8 +85,8 @@ def replayable(job: Job, outcome: WorstCase, *, advance: Advance = lambda _: Non
     broken_by = outcome.broken_by.clone()
     broken_at[lost], broken_by[lost], distance[lost] = torch.inf, -1, torch.nan
     settled = replace(outcome, broken_at=broken_at, broken_by=broken_by, distance=distance, candidates=candidates)
-    classes[lost] = -1
-    return Replayable(settled, exact, len(lost), int(counts[0]), int(counts[1]), classes)
+    classes[lost], sure[lost] = -1, torch.nan
+    return Replayable(settled, exact, len(lost), int(counts[0]), int(counts[1]), classes, sure)
 
 
 def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str, Tensor]:
@@ -100,12 +102,12 @@ def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str
     found = given.clone()
     spent = torch.zeros(2, dtype=torch.int64)
 
-    classes = torch.full((len(rows),), -1)
+    classes, sure = torch.full((len(rows),), -1), torch.full((len(rows),), torch.nan)
 
     def fools(images: Tensor, some: Tensor) -> Tensor:
         spent[0] += len(some) * job.samples
-        won, seen = _fools_alone(job, images, clean[some], chosen.labels[some], eps)
-        classes[some[won]] = seen[won]
+        won, seen, confident = _fools_alone(job, images, clean[some], chosen.labels[some], eps)
+        classes[some[won]], sure[some[won]] = seen[won], confident[won]
         return won
 
     everyone = torch.arange(len(rows))
@@ -129,6 +131,7 @@ def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str
         "distance": distance,
         "counts": spent,
         "classes": classes,
+        "confidences": sure,
     }
     job.state.save_arrays(key, {name: tensor.numpy() for name, tensor in settled.items()})
     return settled
@@ -136,14 +139,16 @@ def _secured(job: Job, outcome: WorstCase, rows: Tensor, eps: float) -> dict[str
 
 def _fools_alone(
     job: Job, candidates: Float[Tensor, "n c h w"], clean: Float[Tensor, "n c h w"], labels: Tensor, eps: float
-) -> tuple[Bool[Tensor, " n"], Int64[Tensor, " n"]]:
-    """Ask about each candidate alone: whether it is inside the ball and the box and wrong, and its class."""
+) -> tuple[Bool[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
+    """Ask about each candidate alone: whether it is inside the ball and the box and wrong, its class, how surely."""
     wrong, classes = torch.zeros(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.int64)
+    sure = torch.zeros(len(labels))
     with torch.no_grad():
         for k, (image, label) in enumerate(zip(candidates, labels, strict=True)):
             logits = job.classifier(image[None].to(job.device)).cpu()
-            wrong[k], classes[k] = ~right(logits, label[None])[0], logits[0].argmax()
-    return within(candidates, clean, NORMS[job.norm], eps) & wrong, classes
+            answer = Predictions(logits.float(), label[None])
+            wrong[k], classes[k], sure[k] = ~answer.correct[0], answer.classes[0], answer.confidences[0]
+    return within(candidates, clean, NORMS[job.norm], eps) & wrong, classes, sure
 
 
 def _on_the_grid(job: Job, rows: Tensor, eps: float) -> Attacked:

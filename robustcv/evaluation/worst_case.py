@@ -111,7 +111,7 @@ def worst_case(
     among
         The images to attack; None takes all that are right when clean. The others count as broken at eps 0.
     reason
-        Why these attacks run, for the record: ``plan``, ``escalation`` or ``probe``.
+        Why these attacks run, for the record: ``plan``, ``escalation``, ``probe``, ``seed`` or ``alone``.
     tag
         Tells runs of the same attacks apart in the saved state.
     """

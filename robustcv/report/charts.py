@@ -104,9 +104,12 @@ def reliability(rows: list[Row], *, label: str) -> str:
     Parameters
     ----------
     rows
-        ``confidence``, ``accuracy``, ``n`` of each bin that is not empty.
+        ``series``, ``confidence``, ``accuracy``, ``n`` of each bin that is not empty.
     """
     import altair as alt
+
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    colour, dash, shape = _scales(alt, names)
 
     diagonal = (
         alt.Chart(alt.Data(values=[{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]))
@@ -116,10 +119,14 @@ def reliability(rows: list[Row], *, label: str) -> str:
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
         y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
     )
-    line = base.mark_line(stroke="var(--s1)", strokeWidth=1.5)
-    point = base.mark_point(filled=True, fill="var(--s1)", opacity=0.9).encode(
-        size=alt.Size("n:Q", scale=alt.Scale(range=[25, 500], zero=True), legend=None)
+    line = base.mark_line(strokeWidth=1.5).encode(
+        strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
+    )
+    point = base.mark_point(filled=True, opacity=0.9).encode(
+        size=alt.Size("n:Q", scale=alt.Scale(range=[25, 500], zero=True), legend=None),
+        shape=alt.Shape("series:N", scale=shape, sort=names, legend=None),
     )
     return to_svg((diagonal + line + point).properties(width=300, height=260), label)
 

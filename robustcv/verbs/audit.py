@@ -18,6 +18,7 @@ from robustcv.certificates import CERTIFICATES
 from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
+from robustcv.evaluation.agreement import Agreed, agreement
 from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
 from robustcv.evaluation.certify import (
     certified_metrics,
@@ -158,6 +159,10 @@ def audit(
             )
             outcome, flags = measure(job, plan, eps=headline, sweep=sweep, escalation=escalation, black_box=black_box)
             outcome, spread = over_seeds(job, plan, outcome, options["seeds"])
+            met = outcome
+            outcome, agreed = stopping.unless_asked(
+                lambda: agreement(job, plan, met, options["agreement"]), Agreed(met, None)
+            )
         settled = stopping.unless_asked(lambda: _settled(job, outcome, progress), None)
         outcome = outcome if settled is None else settled.outcome
         certified: tuple[records.Certified, ...] = ()
@@ -180,10 +185,12 @@ def audit(
         spent = processes.by_first(  # alone, so that it is not slowed
             lambda: stopping.unless_asked(lambda: cost(plain, first, black_box=black_box), None)
         )
-    error, bins = calibration(predictions, seed=options["seed"])
+    error, bins = calibration(predictions.confidences, predictions.correct, seed=options["seed"])
+    misled, bins_attacked = _calibration_attacked(predictions, settled, headline, options)
     metrics = (
         proportion("clean_accuracy", predictions.correct),
         error,
+        *misled,
         *robust_metrics(outcome),
         *beyond.metrics,
         *certified_metrics(certified),
@@ -210,6 +217,7 @@ def audit(
         metrics=metrics,
         attacks=outcome.results,
         seeds=spread,
+        agreement=agreed,
         passes=passes(outcome, (*checks, *flags, *beyond.others, *([settled] if settled else [])), answered),
         preflight=checks,
         flags=flags,
@@ -220,6 +228,7 @@ def audit(
         flows=() if settled is None else flows_of(chosen, settled, headline),
         classes=_classes(chosen, predictions, outcome.robust(headline)),
         calibration=bins,
+        calibration_attacked=bins_attacked,
         explanations=explanations,
         stability=stable,
         cases=cases,
@@ -406,6 +415,19 @@ def _training_images(
         at_most=True,
     )
     return chosen
+
+
+def _calibration_attacked(
+    predictions: Predictions, settled: Replayable | None, eps: float, options: Mapping[str, Any]
+) -> tuple[list[records.Metric], tuple[records.CalibrationBin, ...]]:
+    """Compute the calibration error of the images as the attacks left them: broken ones attacked, the others clean."""
+    if settled is None:
+        return [], ()
+    fell = predictions.correct & ~settled.outcome.robust(eps)
+    sure = torch.where(fell, settled.confidences, predictions.confidences)
+    named = {"name": "calibration_error_attacked", "norm": settled.outcome.norm, "eps": eps}
+    metric, bins = calibration(sure, predictions.correct & ~fell, seed=options["seed"], **named)
+    return [metric], bins
 
 
 def _classes(images: ImageSet, predictions: Predictions, robust: Tensor) -> tuple[records.ClassRow, ...]:

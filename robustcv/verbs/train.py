@@ -369,5 +369,8 @@ def _test_once(
     test = sets.test
     with judged(classifier), progress.stage("test accuracy", len(test)) as advance:
         predictions = predict(classifier, test, batch_size=options["batch_size"], device=device, advance=advance)
-    metrics = (proportion("clean_accuracy", predictions.correct), calibration(predictions, seed=options["seed"])[0])
+    metrics = (
+        proportion("clean_accuracy", predictions.correct),
+        calibration(predictions.confidences, predictions.correct, seed=options["seed"])[0],
+    )
     return metrics, describe_data(test, len(test), "all")

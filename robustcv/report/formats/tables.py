@@ -12,7 +12,8 @@ from robustcv.errors import printable
 from robustcv.records import Record
 
 TABLES = (
-    "metrics", "attacks", "preflight", "flags", "gates", "classes", "calibration", "corruptions", "others", "certified",
+    "metrics", "attacks", "preflight", "flags", "gates", "classes", "calibration", "calibration_attacked",
+    "corruptions", "others", "certified",
     "explanations", "measures", "stability", "focus",
 )  # fmt: skip
 

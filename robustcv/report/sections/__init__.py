@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from robustcv.records import Record
 from robustcv.report.blocks import Section
+from robustcv.report.sections.agreement import agreement
 from robustcv.report.sections.beyond import beyond
 from robustcv.report.sections.certified import certified
 from robustcv.report.sections.comparison import changes, paired
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "findings": findings,
     "limits": limits,
     "paired": paired,
+    "agreement": agreement,
     "classes": classes,
     "flows": flows,
     "certified": certified,

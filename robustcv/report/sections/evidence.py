@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from robustcv.records import Record
+from robustcv.records import CalibrationBin, Record
 from robustcv.report import charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import case_gallery, paired_gallery
@@ -24,31 +24,45 @@ def cases(record: Record, files: Files) -> Section | None:
 
 
 def calibration(record: Record, files: Files) -> Section | None:
-    """Draw the reliability diagram."""
-    filled = [each for each in record.calibration if each.n]
-    error = record.metric("calibration_error")
-    if not filled or error is None:
+    """Draw the reliability diagram: of the clean images, and of what the attacks left of them."""
+    error, misled = record.metric("calibration_error"), record.metric("calibration_error_attacked")
+    series = {"clean": _filled(record.calibration), "attacked": _filled(record.calibration_attacked)}
+    series = {name: bins for name, bins in series.items() if bins}
+    if error is None or not series:
         return None
-    rows = [{"confidence": each.confidence, "accuracy": each.correct / each.n, "n": each.n} for each in filled]
-    label = f"Accuracy against confidence; expected calibration error {numbers.percent(error)}"
+    rows = [
+        {"series": name, "confidence": each.confidence, "accuracy": each.correct / each.n, "n": each.n}
+        for name, bins in series.items()
+        for each in bins
+    ]
+    told = f"expected calibration error {numbers.percent(error)} ({numbers.interval(error)})"
+    label = f"Accuracy against confidence; {told}"
+    if misled is not None:
+        where = numbers.threat(misled.eps or 0.0, misled.norm or "linf")
+        told += f", {numbers.percent(misled)} ({numbers.interval(misled)}) at {where}, images that fell as they fell "
+        told += "and the others clean"
+        label += f"; under attack {numbers.percent(misled)}"
     table = Table(
-        ("confidence", "mean confidence", "accuracy", "n"),
+        ("images", "confidence", "mean confidence", "accuracy", "n"),
         tuple(
             (
+                Cell(name),
                 Cell(f"{each.low:.2f}–{each.high:.2f}"),
                 Cell(numbers.share(each.confidence, 100), number=True),
                 Cell(numbers.share(each.correct / each.n, each.n), number=True),
                 Cell(f"{each.n:,}", number=True),
             )
-            for each in filled
+            for name, bins in series.items()
+            for each in bins
         ),
         folded="Data table",
     )
-    subtitle = (
-        f"expected calibration error {numbers.percent(error)} ({numbers.interval(error)}), {error.method} · 15 bins"
-    )
     chart = Chart(charts.reliability(rows, label=label), table)
-    return Section("calibration", "Calibration", subtitle, (chart,), "Calibration")
+    return Section("calibration", "Calibration", f"{told} · {error.method} · 15 bins", (chart,), "Calibration")
+
+
+def _filled(bins: tuple[CalibrationBin, ...]) -> list[CalibrationBin]:
+    return [each for each in bins if each.n]
 
 
 def training(record: Record, files: Files) -> Section | None:

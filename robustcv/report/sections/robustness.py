@@ -175,9 +175,13 @@ def _spread(record: Record) -> tuple[tuple[str, str], ...]:
 def _how(attack: AttackResult) -> str:
     """Tell an attack's options, and why it ran where that was not the plan."""
     options = numbers.plain(attack.options) if attack.options else ""
-    why = {"plan": "", "probe": "probe", "escalation": "escalation: a check was raised", "seed": "another seed"}[
-        attack.reason
-    ]
+    why = {
+        "plan": "",
+        "probe": "probe",
+        "escalation": "escalation: a check was raised",
+        "seed": "another seed",
+        "alone": "alone, for the agreement",
+    }[attack.reason]
     return " · ".join(part for part in (why, options) if part)
 
 

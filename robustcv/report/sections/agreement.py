@@ -1,0 +1,43 @@
+"""Which attacks break the same images: each run alone on the same sample."""
+
+from collections.abc import Mapping
+
+from robustcv import stats
+from robustcv.records import Agreement, Record
+from robustcv.report import numbers
+from robustcv.report.blocks import Cell, Section, Table
+from robustcv.report.images import cividis
+
+Files = Mapping[str, bytes]
+
+
+def agreement(record: Record, files: Files) -> Section | None:
+    """Show for each attack how much of what it breaks every other one breaks too, and what it alone breaks."""
+    found = record.agreement
+    if found is None:
+        return None
+    rows = tuple(_row(found, k) for k in range(len(found.attacks)))
+    table = Table(("", *found.attacks, "breaks", "only this one"), rows, matrix=True)
+    subtitle = (
+        f"each attack alone on the same {found.n:,} images that are right when clean, at "
+        f"{numbers.threat(found.eps, found.norm)}: of the images that the attack of a row breaks, the share that the "
+        "attack of a column breaks too"
+    )
+    return Section("agreement", "Do the attacks agree?", subtitle, (table,), "Agreement")
+
+
+def _row(found: Agreement, k: int) -> tuple[Cell, ...]:
+    own = found.both[k][k]
+    cells = [Cell(found.attacks[k])]
+    for j, count in enumerate(found.both[k]):
+        if j == k or own == 0:
+            cells.append(Cell("–" if j == k else "breaks none", number=True))
+            continue
+        background, colour = cividis(count / own)
+        cells.append(Cell(numbers.share(count / own, own), number=True, background=background, colour=colour))
+    low, high = stats.wilson(own, found.n)
+    digits = 1 if found.n >= 100 else 0
+    interval = f"95 % CI {100 * low:.{digits}f}–{100 * high:.{digits}f}"
+    cells.append(Cell(numbers.share(own / found.n, found.n), interval, number=True))
+    cells.append(Cell(f"{found.only[k]:,}", number=True))
+    return tuple(cells)
