@@ -628,39 +628,43 @@ def explain(
 
 
 def compare(
-    run_a: Path | str,
-    run_b: Path | str,
-    *,
+    *folders: Path | str,
     names: Sequence[str] | None = None,
     force: bool = False,
     out: Path | str | None = None,
 ) -> Run:
-    """Compare two audits of the same images, image by image; the first is the baseline.
+    """Compare audits: two image by image, more of them in a table; the first is the baseline.
 
     Parameters
     ----------
-    run_a
-        Folder of the baseline's audit.
-    run_b
-        Folder of the other audit.
+    folders
+        Folders of two audits or more, or one folder that holds them.
     names
-        What to call the two on the page.
+        What to call them on the page.
     force
-        Compare the images in common where the sets differ; the page says so.
+        Compare two runs on the images in common where the sets differ; the page says so.
     out
         The run folder. From Python, None writes nothing.
     """
     from robustcv.verbs.compare import compare as verb
+    from robustcv.verbs.overview import audits_in, overview
     from robustcv.verbs.pairing import Saved
 
-    if names is not None and len(names) != 2:
-        raise UserError("RCV-E084", f"{len(names)} names for two runs", "each run gets one", "--names before after")
-    pair = None if names is None else (str(names[0]), str(names[1]))
+    places = [Path(folder) for folder in folders]
+    if len(places) == 1 and places[0].is_dir() and not (places[0] / "report.json").exists():
+        places = audits_in(places[0])
+    if len(places) < 2:
+        raise UserError("RCV-E084", "one run alone", "a comparison needs two", "robustcv compare RUN_A RUN_B")
+    if names is not None and len(names) != len(places):
+        what = "two runs" if len(places) == 2 else f"{len(places)} runs"
+        raise UserError("RCV-E084", f"{len(names)} names for {what}", "each run gets one", "--names before after")
     with _leaving(out):
         if out is not None:
             runs.open_folder(Path(out), resume=False, fingerprint="")
-        result = verb(Saved.read(Path(run_a)), Saved.read(Path(run_b)), names=pair, force=force)
-        return _finish(result, out)
+        if len(places) > 2:
+            return _finish(overview(places, names), out)
+        pair = None if names is None else (str(names[0]), str(names[1]))
+        return _finish(verb(Saved.read(places[0]), Saved.read(places[1]), names=pair, force=force), out)
 
 
 def doctor(

@@ -73,8 +73,9 @@ def _command(verb: Callable[..., Any], call: Callable[[Callable[..., Any], dict[
         default = parameter.default
         if name in (*_COMMAS, *_WORDS) and default is not None:
             default = (default,) if isinstance(default, str) else tuple(default)
-        if name in ("run", "run_a", "run_b"):
-            parameters.append(parameter.replace(kind=parameter.POSITIONAL_ONLY, annotation=Path))
+        if name in ("run", "folders"):
+            kind = parameter.POSITIONAL_ONLY if name == "run" else parameter.VAR_POSITIONAL
+            parameters.append(parameter.replace(kind=kind, annotation=Path))
             continue
         annotation = _annotation(name, hints.get(name, str), default)
         parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, default=default, annotation=annotation))
@@ -90,6 +91,8 @@ def _command(verb: Callable[..., Any], call: Callable[[Callable[..., Any], dict[
         )
 
     def command(*args: Any, **kwargs: Any) -> int:
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            return call(verb, {"folders": args, **kwargs})
         named = dict(zip([p.name for p in parameters if p.kind is p.POSITIONAL_ONLY], args, strict=False))
         return call(verb, {**named, **kwargs})
 
@@ -151,7 +154,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
     _remember_folder(Path(given["out"]))
     renamed = {"images": "data", "classifier": "model"}
     with runs.telling_origins({renamed.get(name, name): text for name, text in origins.origin.items()}):
-        run = verb(**given)
+        run = verb(*given.pop("folders", ()), **given)
     if run.folder is None:  # one of several processes, and not the first
         return errors.DONE
     if run.record.verdict == "INCOMPLETE":

@@ -412,6 +412,26 @@ class Comparison(_Frozen):
     forced: bool = False
 
 
+class OverviewRow(_Frozen):
+    """One of many runs that are put side by side; ``paired`` is against the first, ``why`` tells where it is not."""
+
+    name: str
+    architecture: str
+    model: str
+    data: str
+    images: str = Field(description="SHA-256 of pixels and labels in order")
+    n: int
+    norm: str
+    eps: float
+    metrics: tuple[Metric, ...]
+    verdict: Verdict
+    raised: int
+    started: str
+    paired: PairedMetric | None = None
+    p_value: float | None = Field(default=None, description="McNemar's, adjusted by Holm for the runs in the table")
+    why: str = ""
+
+
 class TuningTrial(_Frozen):
     """One set of training options that was tried; shares are of the validation split."""
 
@@ -551,6 +571,7 @@ class Record(_Frozen):
     training: Training | None = None
     cost: Cost | None = None
     comparison: Comparison | None = None
+    overview: tuple[OverviewRow, ...] = ()
     tuning: Tuning | None = None
     environment: Environment
     options: dict[str, Any] = {}

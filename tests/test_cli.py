@@ -260,7 +260,7 @@ def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> 
         code, printed, _ = call(capsys, verb.__name__, "--help")
         assert code == 0
         for name in inspect.signature(verb).parameters:
-            if name not in ("labels", "images", "classifier", "run_a", "run_b"):
+            if name not in ("labels", "images", "classifier", "folders"):
                 assert f"--{name.replace('_', '-')}" in printed, (verb, name)
     code, printed, _ = call(capsys, "--help")
     assert all(verb in printed for verb in ("train", "audit", "harden", "explain", "compare", "report", "list", "demo"))

@@ -67,6 +67,7 @@ def _identity(record: Record) -> str:
     """Say in hex digits which model was judged on which images: what stands at the foot of every printed page."""
     models = [record.model] if record.comparison is None else [record.comparison.a.model, record.comparison.b.model]
     parts = [f"model {model.sha256[:12]}" for model in models if model is not None]
+    parts += [f"{len(record.overview)} models"] if record.overview else []
     parts += [f"data {record.data.sha256[:12]}"] if record.data is not None else []
     return re.sub(r"[^0-9a-z ·]", "", " · ".join(parts))
 

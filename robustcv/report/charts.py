@@ -50,7 +50,7 @@ def _scales(alt: Any, names: list[str]) -> tuple[Any, Any, Any]:
     )
 
 
-def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str) -> str:
+def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, label: str) -> str:
     """Draw robust accuracy over eps, one line a series, with its interval as a band and chance as a dotted line.
 
     Parameters
@@ -81,7 +81,7 @@ def robustness_curve(rows: list[Row], *, chance: float, x_title: str, label: str
         y=share, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
     )
     rule = (
-        alt.Chart(alt.Data(values=[{"share": chance}]))
+        alt.Chart(alt.Data(values=[] if chance is None else [{"share": chance}]))
         .mark_rule(strokeDash=[2, 4], stroke="var(--muted)")
         .encode(y="share:Q")
     )

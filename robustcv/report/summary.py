@@ -17,6 +17,8 @@ def headline(record: Record) -> Metric | None:
 
 def name_of(record: Record) -> str:
     """Name the model as its maker would."""
+    if record.overview:
+        return f"{len(record.overview)} audits"
     if record.comparison is not None and record.model is None:
         return f"{record.comparison.a.name} and {record.comparison.b.name}"
     return record.model.architecture if record.model else str(record.options.get("model", "the model"))
@@ -38,7 +40,7 @@ def sentence(record: Record) -> str:
     if record.verdict != "INCOMPLETE":
         return _SENTENCES[record.verb](record)
     go_on = "The same command with --resume goes on."
-    if record.model is None and record.comparison is None:
+    if record.model is None and record.comparison is None and not record.overview:
         return f"Interrupted before there was a figure. {go_on}"
     return f"Interrupted, and this is what there was by then. {_SENTENCES[record.verb](record)} {go_on}"
 
@@ -111,7 +113,23 @@ def _tuning_sentence(record: Record) -> str:
     return text + "; no test image was looked at."
 
 
+def _overview_sentence(record: Record) -> str:
+    rows = record.overview
+    told = [(row, find_metric(row.metrics, "robust_accuracy", eps=row.eps, attack=None)) for row in rows]
+    alike = {(row.images, row.norm, row.eps) for row in rows}
+    measured = [(row, metric) for row, metric in told if metric is not None]
+    if len(alike) > 1 or not measured:
+        sets = len({row.images for row in rows})
+        which = f"{sets} sets of images" if sets > 1 else "the same images"
+        return f"{len(rows)} audits on {which}; only those of the same threat on the same images can be compared."
+    best, metric = max(measured, key=lambda pair: (pair[1].count or 0) / pair[1].n)
+    where = numbers.threat(best.eps, best.norm)
+    return f"Of {len(rows)} audits on the same images, {best.name} stands most at {where}: {numbers.percent(metric)}."
+
+
 def _compare_sentence(record: Record) -> str:
+    if record.overview:
+        return _overview_sentence(record)
     assert record.comparison is not None
     a, b = record.comparison.a.name, record.comparison.b.name
     pair = paired_headline(record)
@@ -149,6 +167,8 @@ def tiles(record: Record) -> tuple[Tile, ...]:
     """Give the four figures of the first screen."""
     if record.verdict == "INCOMPLETE" and record.model is None:
         return ()
+    if record.overview:
+        return _overview_tiles(record)
     if record.comparison is not None:
         return _compare_tiles(record)
     clean = record.metric("clean_accuracy")
@@ -297,6 +317,20 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
             )
         )
     return tuple(made[:4])
+
+
+def _overview_tiles(record: Record) -> tuple[Tile, ...]:
+    rows = record.overview
+    better = sum(row.paired is not None and row.paired.low > 0 for row in rows)
+    worse = sum(row.paired is not None and row.paired.high < 0 for row in rows)
+    paired = sum(row.paired is not None for row in rows)
+    against = f"than {rows[0].name}, of {paired} on the same images"
+    return (
+        Tile("Audits", f"{len(rows):,}", f"of {len({row.model for row in rows})} models"),
+        Tile("Surely more robust", f"{better:,}", against),
+        Tile("Surely less robust", f"{worse:,}", against),
+        Tile("Checks raised", f"{sum(row.raised for row in rows):,}", f"in {sum(row.raised > 0 for row in rows)} runs"),
+    )
 
 
 def strip(record: Record) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,17 @@ import torch
 
 from robustcv import records
 from robustcv.errors import UserError
-from robustcv.verbs.pairing import Saved, common_threats, equal_eps, match, paired, stands, verdicts_of
+from robustcv.verbs.pairing import (
+    Saved,
+    common_threats,
+    equal_eps,
+    match,
+    paired,
+    plan_told,
+    stands,
+    threat_of,
+    verdicts_of,
+)
 from robustcv.verbs.prepare import Clock, Result, version
 
 
@@ -27,7 +37,7 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
     if len(rows_a) == 0:
         raise UserError("RCV-E081", "the two runs share no image", "nothing can be compared", "audit the same data")
     pairs = [paired("clean_accuracy", verdicts_a["correct"][rows_a], verdicts_b["correct"][rows_b])]
-    (norm_a, eps_a), (norm_b, eps_b) = _threat(record_a), _threat(record_b)
+    (norm_a, eps_a), (norm_b, eps_b) = threat_of(record_a), threat_of(record_b)
     if norm_a != norm_b or not equal_eps(eps_a, eps_b):
         raise UserError(
             "RCV-E085",
@@ -35,7 +45,7 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
             f"{norm_a} {eps_a:.6g} against {norm_b} {eps_b:.6g}: their robust accuracies mean different things",
             "audit both with the same --norm and --eps",
         )
-    same_plan = _plan(record_a) == _plan(record_b)
+    same_plan = plan_told(record_a) == plan_told(record_b)
     if not same_plan and not force:
         raise UserError(
             "RCV-E085",
@@ -67,17 +77,6 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
         headline_eps=record_b.headline_eps,
     )
     return Result(record, files)
-
-
-def _threat(record: records.Record) -> tuple[str, float]:
-    """Give the headline's threat model."""
-    return next((each.norm for each in record.attacks), "none"), record.headline_eps or 0.0
-
-
-def _plan(record: records.Record) -> list[str]:
-    """Name the attacks that were planned and how they were judged; probes and escalations answer to what was found."""
-    how = [f"{name} {record.options.get(name)}" for name in ("eight_bit", "eot")]
-    return [*how, *sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})]
 
 
 def _names(a: Saved, b: Saved) -> tuple[str, str]:

@@ -106,3 +106,14 @@ def paired(
     }
     test = stats.paired(**counts)
     return records.PairedMetric(name=name, norm=norm, eps=eps, **counts, **test._asdict())
+
+
+def threat_of(record: records.Record) -> tuple[str, float]:
+    """Give the headline's threat model."""
+    return next((each.norm for each in record.attacks), "none"), record.headline_eps or 0.0
+
+
+def plan_told(record: records.Record) -> list[str]:
+    """Name the attacks that were planned and how they were judged; probes and escalations answer to what was found."""
+    how = [f"{name} {record.options.get(name)}" for name in ("eight_bit", "eot")]
+    return [*how, *sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})]

@@ -13,6 +13,7 @@ from robustcv.report.sections.evidence import calibration, cases, training
 from robustcv.report.sections.explanations import explanations, focus, league, stability
 from robustcv.report.sections.findings import findings, limits
 from robustcv.report.sections.flows import flows
+from robustcv.report.sections.overview import overview
 from robustcv.report.sections.reproduction import glossary, next_step, reproduce
 from robustcv.report.sections.robustness import classes, curve, threat_model
 from robustcv.report.sections.tuning import tuning
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "curve": curve,
     "findings": findings,
     "limits": limits,
+    "overview": overview,
     "paired": paired,
     "agreement": agreement,
     "classes": classes,
@@ -43,4 +45,6 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "glossary": glossary,
 }
 # what stands on paper where only the summary is printed: four A4 pages at most
-PRINTED = frozenset({"curve", "findings", "limits", "paired", "classes", "certified", "threat", "reproduce"})
+PRINTED = frozenset(
+    {"overview", "curve", "findings", "limits", "paired", "classes", "certified", "threat", "reproduce"}
+)

@@ -10,7 +10,7 @@ from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.images import cividis
 
 Files = Mapping[str, bytes]
-FEW_CLASSES, MANY_CLASSES = 12, 50
+FEW_CLASSES, MANY_CLASSES, OVERLAID = 12, 50, 5
 
 
 def curve(record: Record, files: Files) -> Section | None:
@@ -20,6 +20,10 @@ def curve(record: Record, files: Files) -> Section | None:
         series = {side.name: _with_clean(side.metrics) for side in (a, b)}
         attacks = sorted({each.name for side in (a, b) for each in side.attacks})
         classes = len(b.classes)
+    elif record.overview:
+        alike = [row for row in record.overview if row.norm == record.overview[0].norm]
+        series = {row.name: _with_clean(row.metrics) for row in alike[:OVERLAID]}
+        attacks, classes = ["the attacks of each run"], 0
     else:
         attacks = list(dict.fromkeys(each.name for each in record.attacks))
         series = {"worst case": _with_clean(record.metrics)}
@@ -43,7 +47,7 @@ def curve(record: Record, files: Files) -> Section | None:
     unit = "k/255, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
     svg = charts.robustness_curve(
         rows,
-        chance=1 / max(classes, 1),
+        chance=1 / classes if classes else None,
         x_title=f"eps ({unit})",
         label=_curve_takeaway(series, norm, record.headline_eps),
     )
@@ -60,7 +64,9 @@ def curve(record: Record, files: Files) -> Section | None:
         folded="Data table",
     )
     subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
-    subtitle += f" · bands: pointwise 95 % Wilson · dotted: chance, 1/{classes}"
+    subtitle += " · bands: pointwise 95 % Wilson" + (f" · dotted: chance, 1/{classes}" if classes else "")
+    if len(record.overview) > len(series):
+        subtitle += f" · {len(series)} of {len(record.overview)} runs"
     return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
 
 
