@@ -335,15 +335,17 @@ def _overview_tiles(record: Record) -> tuple[Tile, ...]:
 
 def strip(record: Record) -> tuple[tuple[str, str], ...]:
     """Give the chips of the first screen: each check that is not passed, and how many are, before and after attacks."""
-    if record.comparison is not None:
-        return tuple((status, text) for status, text, _ in checks(record))
-    groups = (("before the attacks", record.preflight), ("after the attacks", record.flags))
     made = [(status, text) for status, text, _ in checks(record) if status != "pass"]
+    before, after = (" before the attacks", " after the attacks") if record.attacks else ("", "")
+    groups = [(before, record.preflight), (after, record.flags)]
+    if record.comparison is not None:
+        both = (*record.comparison.a.preflight, *record.comparison.b.preflight)
+        groups = [(" of the two runs", both)]
     for where, group in groups:
         passed = sum(check.status == "pass" for check in group)
         if passed:
             what = f"all {passed}" if passed == len(group) else f"{passed} of {len(group)}"
-            made.append(("pass", f"✓ {what} checks {where if record.attacks else ''} passed".replace("  ", " ")))
+            made.append(("pass", f"✓ {what} checks{where} passed"))
     return tuple(made)
 
 
