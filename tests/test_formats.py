@@ -119,7 +119,9 @@ def test_several_seeds_tell_their_spread(trained: Path, tmp_path: Path) -> None:
         rc.audit(str(trained), "digits", n=60, seed=0, **{k: v for k, v in common.items() if k != "n"}) for _ in (0,)
     ]
     robust = run.record.metric("robust_accuracy", attack=None)
-    assert [each.seed for each in run.seeds] == [0, 1, 2] and run.seeds[0].count == alone[0].metrics[2].count
+    assert [each.seed for each in run.seeds] == [0, 1, 2] and run.seeds[0].count == alone[0].record.metric(
+        "robust_accuracy", attack=None
+    ).count
     assert robust.count <= min(each.count for each in run.seeds) and "images apart" in run.page.read_text()
     assert {each.reason for each in run.attacks} >= {"plan", "seed"} and json.loads(
         (tmp_path / "run/report.json").read_text())["seeds"][2]["n"] == 60  # fmt: skip
