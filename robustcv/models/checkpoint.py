@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import mmap
 import pickletools
 import warnings
 import zipfile
@@ -96,21 +97,30 @@ def _refuse_lies(path: Path) -> None:
             raise _lies(path, "it asks for a bytearray, which can be of any size; no state dict holds one")
         return
     for opcode, argument in _opcodes(path):
+        if opcode == BEYOND:
+            raise _lies(path, str(argument))
         number = isinstance(argument, int) and opcode.startswith(("BININT", "LONG", "INT"))
         if number and _MAGIC != argument > max(size, PLAIN):
             raise _lies(path, f"it speaks of {argument:,} values, and has {size:,} bytes")
 
 
 def _opcodes(path: Path) -> Iterator[tuple[str, Any]]:
-    """Read the operations of the pickles in an old torch file, by name and argument, until it ends; nothing is run."""
+    """Read the operations of the pickles in an old torch file, by name and argument, until it ends; nothing is run.
+
+    One whose argument is longer than what is left of the file comes last, as ``BEYOND`` with the reason.
+    """
     with path.open("rb") as file:
         try:
-            for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(5)):
+            # a file would make room for as many bytes as an argument claims to have; a map gives what there is
+            held: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(held) for _ in range(5)):
                 yield opcode.name, argument
-        except Exception:  # no pickle, or one that ends early: torch says so
-            return
+        except Exception as error:  # no pickle, or one that ends early: torch says so
+            if "remain" in str(error):
+                yield BEYOND, str(error)
 
 
+BEYOND = "BEYOND THE END"
 PLAIN = 1 << 31  # numbers up to here may be dates, seeds and versions
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first number of torch's old files
 
@@ -137,7 +147,7 @@ def _named_in_pickle(path: Path) -> list[str]:
 
 def _refused(path: Path, error: Exception) -> UserError:
     try:
-        blocked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        blocked = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))  # torch gives a set's order
     except Exception:  # not a torch zip file at all: the first error says more
         blocked = []
     blocked = blocked or _named_in_pickle(path)
