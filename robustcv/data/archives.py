@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from robustcv.data.files import SUFFIXES, ImageFile
+from robustcv.data.files import SUFFIXES, TORN, ImageFile
 from robustcv.data.places import empty, misplaced, place, refuse_unsafe
 from robustcv.errors import UserError
 from robustcv.runtime import Progress
@@ -24,7 +24,7 @@ def scan_zip(source: Path) -> list[ImageFile]:
     try:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
+    except TORN as error:
         raise UserError(
             "RCV-E043", f"{source} cannot be read as a zip archive", str(error), "make it again, or give a folder"
         ) from error
@@ -84,7 +84,7 @@ def scan_tar(source: Path, progress: Progress) -> list[ImageFile]:
                     content = archive.extractfile(member)
                     read = _Bytes(content.read() if content else b"")
                 files.append(ImageFile(f"{source}:{member.name}", *where, read, member.size))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, *TORN) as error:
         raise UserError(
             "RCV-E043", f"{source} cannot be read as a tar archive", str(error), "make it again, or give a folder"
         ) from error

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import io
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -172,7 +173,7 @@ def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Line
 def _failures(files: Mapping[str, bytes], lines: list[Line]) -> Iterator[tuple[Line, Any, Any]]:
     """Read each failure's clean and attacked image; None for one that is lost."""
     archive, floats = None, {}
-    with contextlib.suppress(zipfile.BadZipFile, KeyError):
+    with contextlib.suppress(KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, struct.error):
         archive = zipfile.ZipFile(io.BytesIO(files[ARCHIVE]))
     with contextlib.suppress(Exception):  # safetensors raises its own kind
         floats = runs.unpack_arrays(files[FLOATS])
