@@ -91,7 +91,9 @@ def _refuse_lies(path: Path) -> None:
                     why = "torch stores tensors uncompressed, so no part of the file can be larger than the file"
                     raise _lies(path, why)
                 pickles = [archive.read(each) for each in members if each.filename.endswith("data.pkl")]
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # zipfile raises many kinds, decoding errors of names among them
             raise _lies(path, f"its archive is damaged: {error}") from error
         if any(b"bytearray" in each for each in pickles):
             raise _lies(path, "it asks for a bytearray, which can be of any size; no state dict holds one")
