@@ -181,6 +181,7 @@ ARCHIVES = {kind: archive_of(kind) for kind in ("zip", "tar")}
 @FUZZ
 @given(kind=st.sampled_from(["zip", "tar"]), changes=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)),
                                                              min_size=1, max_size=6))  # fmt: skip
+@example(kind="zip", changes=[(402763, 6)])
 @example(kind="zip", changes=[(8556, 64)])  # a version of zip that is not known
 def test_damaged_archives_are_read_or_refused(kind: str, changes: list[tuple[int, int]], tmp_path: Path) -> None:
     data = bytearray(ARCHIVES[kind])

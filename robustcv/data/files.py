@@ -157,7 +157,17 @@ def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] 
 
 
 # what reading or decoding a file may raise: members of archives that are torn, encrypted or missing
-TORN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, TypeError, KeyError, struct.error)
+TORN = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    struct.error,
+)
 
 
 def _twins(files: list[ImageFile], split: str) -> set[str] | None:
