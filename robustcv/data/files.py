@@ -297,7 +297,7 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
         return UserError(
             "RCV-E048",
             f"{file.name} cannot be decoded",
-            str(error).splitlines()[0] or type(error).__name__,
+            (str(error) or type(error).__name__).splitlines()[0],
             "replace or remove the file; it is not dropped silently",
         )
 

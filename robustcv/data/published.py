@@ -78,7 +78,7 @@ def _torchvision(cls: str, name: str, split: str, data_dir: str | None) -> Any:
         raise UserError(
             "RCV-E016",
             f"{name} is not under {root} and could not be downloaded",
-            str(error).splitlines()[0][:200] or type(error).__name__,
+            (str(error) or type(error).__name__).splitlines()[0][:200],
             "go online once, or point --data-dir (or ROBUSTCV_DATA) at a folder that holds a copy",
         ) from error
 

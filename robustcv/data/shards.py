@@ -120,7 +120,7 @@ def _scan(path: Path) -> list[ImageFile]:
         raise UserError(
             "RCV-E043",
             f"{path} cannot be read as a shard",
-            str(error).splitlines()[0],
+            (str(error) or type(error).__name__).splitlines()[0],
             "a shard is a tar file that is not compressed; make it again",
         ) from error
     for key, (name, _, _) in images.items():
