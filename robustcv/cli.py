@@ -17,7 +17,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from robustcv import __version__, api, errors, launch, runs, stopping
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 CONFIG_HELP = "Read options from a TOML file with the same keys; the command line wins."
 DEVICES_HELP = "Work in this many processes, one a GPU or a share of the cores each; torchrun starts them."
@@ -122,7 +122,7 @@ class Origins:
             tomllib.loads(self.config.read_text())
         except (OSError, ValueError) as error:
             what = f"{self.config} does not exist" if not self.config.exists() else f"{self.config} is not valid TOML"
-            raise UserError("RCV-E007", what, str(error).splitlines()[0], "check --config") from error
+            raise UserError("RCV-E007", what, first_line(error), "check --config") from error
         cyclopts.config.Toml(self.config, use_commands_as_keys=False)(app, commands, arguments)
         for argument in arguments:
             if argument.tokens:

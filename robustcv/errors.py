@@ -39,6 +39,12 @@ def printable(text: str) -> str:
     return safe if len(safe) <= LONGEST else f"{safe[: LONGEST // 2]} ... {safe[-LONGEST // 2 :]}"
 
 
+def first_line(error: BaseException, most: int = LONGEST) -> str:
+    """Give the first line of what an exception says, cut to ``most`` characters; its kind where it says nothing."""
+    said = (line.strip() for line in str(error).splitlines() if line.strip())
+    return next(said, type(error).__name__)[:most]
+
+
 def missing_extra(package: str, why: str, extra: str) -> UserError:
     """Make the error for a package that only an extra installs."""
     return UserError("RCV-E068", f"{package} is not installed", why, f'pip install "robustcv[{extra}]"')

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.records import FORMAT, Record
 
 Arrays = dict[str, NDArray[Any]]
@@ -306,7 +306,7 @@ def load(folder: Path | str) -> Record:
         return Record.model_validate(raw)
     except ValueError as error:
         raise UserError(
-            "RCV-E024", f"{path} cannot be read", str(error).splitlines()[0], "restore the file, or run the verb again"
+            "RCV-E024", f"{path} cannot be read", first_line(error), "restore the file, or run the verb again"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from robustcv import stopping
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 Advance = Callable[[int], None]
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(
             "RCV-E030",
             f"device {name!r} cannot be used",
-            str(error).splitlines()[0],
+            first_line(error),
             "use --device auto, cpu, cuda or cuda:N",
         ) from error
     return device

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -231,38 +232,34 @@ def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(caps
         worst_case(type(job)(**{**vars(job), "classifier": hungry}), plan_for("quick", "linf"), eps=4 / 255)
 
 
-def test_a_refused_run_leaves_the_folder_of_the_other_alone(trained, tmp_path) -> None:
+@pytest.fixture
+def held(tmp_path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """Give a run folder that another process holds, and that process."""
     out = tmp_path / "run"
     code = (
         f"import time; from robustcv import runs; from pathlib import Path; place = Path({str(out)!r}); "
         "runs.open_folder(place, resume=False, fingerprint='x'); print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        for options in ({"resume": True}, {"seed": -1}):
-            with pytest.raises(UserError):
-                rc.train("digits", epochs=1, quiet=True, out=out, **options)
-        assert (out / "state/fingerprint").read_text() == "x" and (out / "state/owner").exists()
-    finally:
+        yield out, other
         other.kill()
-        other.communicate()
 
 
-def test_two_runs_cannot_share_a_folder(trained, tmp_path) -> None:
-    out = tmp_path / "run"
-    code = (
-        f"import time; from robustcv import runs; from pathlib import Path; place = Path({str(out)!r}); "
-        "runs.open_folder(place, resume=False, fingerprint='x'); print('held', flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"is in use by process {other.pid} on "):
-            runs.open_folder(out, resume=True, fingerprint="x")
-    finally:
-        other.kill()
-        other.communicate()
+def test_a_refused_run_leaves_the_folder_of_the_other_alone(held) -> None:
+    out, _ = held
+    for options in ({"resume": True}, {"seed": -1}):
+        with pytest.raises(UserError):
+            rc.train("digits", epochs=1, quiet=True, out=out, **options)
+    assert (out / "state/fingerprint").read_text() == "x" and (out / "state/owner").exists()
+
+
+def test_two_runs_cannot_share_a_folder(held) -> None:
+    out, other = held
+    with pytest.raises(UserError, match=f"is in use by process {other.pid} on "):
+        runs.open_folder(out, resume=True, fingerprint="x")
+    other.kill()
+    other.wait()
     runs.open_folder(out, resume=True, fingerprint="x")  # the lock of a process that was killed is gone
     runs.release(out)
 

@@ -21,7 +21,7 @@ from test_data import png
 from robustcv import runs
 from robustcv.cli import Origins, build
 from robustcv.data import load
-from robustcv.errors import UserError, printable
+from robustcv.errors import UserError, first_line, printable
 from robustcv.models import checkpoint
 from robustcv.verbs.prepare import parse_eps, parse_options, parse_sweep
 
@@ -310,3 +310,12 @@ def test_there_is_no_network_here() -> None:
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     with pytest.raises(AssertionError, match="no test may use the network"):
         socket.getaddrinfo("example.org", 80)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError(), "OSError"), (ValueError("\n \n"), "ValueError"), (ValueError("\n why\nmore"), "why"),
+     (KeyError(), "KeyError"), (ValueError("x" * 500), "x" * 100)],
+)  # fmt: skip
+def test_the_first_line_of_any_exception_is_told(error: Exception, told: str) -> None:
+    assert first_line(error, 100) == told

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from robustcv.classifier import Classifier
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 Call = Callable[..., Tensor]
 Kind = Literal["input", "affine", "monotone", "add", "relu", "max"]
@@ -67,7 +67,7 @@ def operations_of(classifier: nn.Module, shape: tuple[int, int, int]) -> list[Op
     try:
         graph = _Tracer().trace(network)
     except Exception as error:  # torch.fx raises whatever the model's own code does with a stand-in for a tensor
-        raise _no_rule(f"control flow ({str(error).splitlines()[0][:80]})") from error
+        raise _no_rule(f"control flow ({first_line(error, 80)})") from error
     places: dict[fx.Node, int] = {}
     modules = dict(network.named_modules())
     for node in graph.nodes:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustcv.data import cache
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream, split_rows
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -297,7 +297,7 @@ def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
         return UserError(
             "RCV-E048",
             f"{file.name} cannot be decoded",
-            (str(error) or type(error).__name__).splitlines()[0],
+            first_line(error),
             "replace or remove the file; it is not dropped silently",
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from robustcv.data.files import SPLITS, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
-from robustcv.errors import UserError, missing_extra
+from robustcv.errors import UserError, first_line, missing_extra
 from robustcv.runtime import Progress
 
 
@@ -44,7 +44,7 @@ def hub(
         else:
             found = datasets.load_dataset(name)
     except Exception as error:  # the library raises what each of its parts raises
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = first_line(error, 200)
         raise UserError("RCV-E016", f"hf:{name} could not be had", why, "check the name, or go online once") from error
     parts = found if isinstance(found, dict) else {"": found}
     files: list[ImageFile] = []

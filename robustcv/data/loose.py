@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 
 def loose_images(paths: Sequence[str], resize: int | None, channels: int | None) -> UInt8[Tensor, "n c h w"]:
@@ -42,9 +42,7 @@ def loose_images(paths: Sequence[str], resize: int | None, channels: int | None)
                 read.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             what = f"{path} does not exist" if not Path(path).exists() else f"{path} cannot be read as an image"
-            raise UserError(
-                "RCV-E105", what, (str(error) or type(error).__name__).splitlines()[0][:120], "check --images"
-            ) from error
+            raise UserError("RCV-E105", what, first_line(error, 120), "check --images") from error
     if resize is not None:
         read = [ImageOps.fit(picture, (resize, resize), Image.Resampling.BILINEAR) for picture in read]
     sizes = sorted({f"{picture.width}x{picture.height}" for picture in read})

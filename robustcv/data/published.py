@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from robustcv.data.image_set import ImageSet
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 _IDX = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -78,7 +78,7 @@ def _torchvision(cls: str, name: str, split: str, data_dir: str | None) -> Any:
         raise UserError(
             "RCV-E016",
             f"{name} is not under {root} and could not be downloaded",
-            (str(error) or type(error).__name__).splitlines()[0][:200],
+            first_line(error, 200),
             "go online once, or point --data-dir (or ROBUSTCV_DATA) at a folder that holds a copy",
         ) from error
 

@@ -9,7 +9,7 @@ from robustcv.data.archives import PartOfFile
 from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
 from robustcv.data.places import refuse_unsafe
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
 MOST_SHARDS, LONGEST_LABEL = 1_000_000, 1 << 20
@@ -120,7 +120,7 @@ def _scan(path: Path) -> list[ImageFile]:
         raise UserError(
             "RCV-E043",
             f"{path} cannot be read as a shard",
-            (str(error) or type(error).__name__).splitlines()[0],
+            first_line(error),
             "a shard is a tar file that is not compressed; make it again",
         ) from error
     for key, (name, _, _) in images.items():

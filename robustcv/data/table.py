@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustcv.data.files import SPLITS, ImageFile, from_files
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
 
@@ -44,7 +44,7 @@ def table(
         columns, rows = _rows(source)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(
-            "RCV-E095", f"{path} cannot be read as a table", str(error).splitlines()[0], "save it as CSV in UTF-8"
+            "RCV-E095", f"{path} cannot be read as a table", first_line(error), "save it as CSV in UTF-8"
         ) from error
     if missing := [name for name in ("path", "label") if name not in columns]:
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.explainers.explanation import Explanation, completeness_gap
 from robustcv.explainers.passes import target_logits
 from robustcv.explainers.references import Reference, describe, references
@@ -120,7 +120,7 @@ def _checked(
             warnings.simplefilter("ignore")  # captum tells that it sets hooks
             maps = torch.cat(in_chunks(run, len(images), rows)).detach()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise _refusal(name, str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from error
+        raise _refusal(name, first_line(error, 120)) from error
     change = target_logits(classifier, images.detach(), targets, rows) - target_logits(classifier, start, targets, rows)
     gap = completeness_gap(maps.flatten(1).sum(1), change)
     if bool((gap > ALLOWED_GAP).any()):

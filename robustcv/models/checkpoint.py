@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 
 
 def to_bytes(module: nn.Module) -> bytes:
@@ -153,8 +153,7 @@ def _refused(path: Path, error: Exception) -> UserError:
     except Exception:  # not a torch zip file at all: the first error says more
         blocked = []
     blocked = blocked or _named_in_pickle(path)
-    told = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    reason = f"it needs {', '.join(blocked)}" if blocked else told
+    reason = f"it needs {', '.join(blocked)}" if blocked else first_line(error, 160)
     return UserError(
         "RCV-E053",
         f"{path} was refused: it cannot be read without running code that the file chooses",

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustcv.classifier import frozen
-from robustcv.errors import UserError, missing_extra
+from robustcv.errors import UserError, first_line, missing_extra
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -51,7 +51,7 @@ class OnnxClassifier(nn.Module):
             raise UserError(
                 "RCV-E092",
                 f"{path} cannot be read as an ONNX file",
-                str(error).splitlines()[0][:160],
+                first_line(error, 160),
                 "export it again",
             ) from error
         self._input = self._session.get_inputs()[0]
@@ -69,7 +69,7 @@ class OnnxClassifier(nn.Module):
             try:
                 found = self._session.run(None, {self._input.name: filled})[0]
             except Exception as error:  # onnxruntime's own classes; callers expect what a module would raise
-                raise RuntimeError(str(error).splitlines()[0]) from error
+                raise RuntimeError(first_line(error)) from error
             parts.append(found[: len(part)])
         return torch.from_numpy(np.concatenate(parts)).to(images)
 
@@ -175,7 +175,7 @@ def _write(classifier: nn.Module, images: Tensor, path: Path) -> None:
         raise UserError(
             "RCV-E093",
             "the classifier cannot be exported to ONNX",
-            str(error).splitlines()[0][:160],
+            first_line(error, 160),
             "leave --export out",
         ) from error
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustcv.errors import UserError, unknown_name
+from robustcv.errors import UserError, first_line, unknown_name
 from robustcv.models import checkpoint, onnx_file
 from robustcv.models.architectures import build, is_architecture
 from robustcv.models.published import Source, main_weights, timm_source, timm_with, torchvision_source
@@ -185,7 +185,7 @@ def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
         "RCV-E059",
         f"the weights of {name} could not be had",
-        str(error).splitlines()[0][:200],
+        first_line(error, 200),
         "go online once, or give a file with --weights",
     )
 

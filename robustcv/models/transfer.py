@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustcv.classifier import Classifier
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.models import checkpoint
 from robustcv.models.published import Source, main_weights, timm_source, torchvision_source
 from robustcv.models.sources import head_of
@@ -65,7 +65,7 @@ def _published(architecture: str) -> Source:
         raise UserError(
             "RCV-E059",
             f"there are no published weights of {architecture} to be had",
-            str(error).splitlines()[0][:200],
+            first_line(error, 200),
             "go online once, or begin with a file or a run: --init FILE",
         ) from error
 

@@ -59,6 +59,11 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
+def between(low: float, high: float) -> str:
+    """Write the ends of a difference's interval, in percentage points."""
+    return f"{signed(100 * low)} to {signed(100 * high)}"
+
+
 def arrow(difference: float) -> str:
     """Give the direction of a difference as a sign that needs no colour."""
     return "▲" if difference > 0 else "▼" if difference < 0 else "="

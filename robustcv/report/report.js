@@ -13,6 +13,7 @@
 
   // -- which cases are shown: the choice stands in the address, so that it can be cited
   const form = byId("filters"), told = byId("shown");
+  let fixed = ""; // the wrong class asked for by a link from the confusion flows
   const fields = form ? $("select", form) : [];
   const visible = () => cards.filter((card) => !card.hidden);
   const apply = () => {
@@ -25,7 +26,6 @@
     if (told) told.textContent = `${left.length} of ${cards.length} shown${fixed ? `, taken for ${fixed}` : ""}`;
     return wanted;
   };
-  let fixed = "";
   const fromAddress = () => {
     const text = location.hash.slice(1);
     if (!form || !text.includes("=")) return;

@@ -70,7 +70,7 @@ def _gate_sentence(record: Record, gate: Gate) -> str:
     bar = f"{100 * gate.threshold:g}{numbers.NBSP}"
     if gate.kind == "drop":
         word = {"passed": "is within", "failed": "is more than", "across": "cannot be told from"}[gate.outcome]
-        ends = f"{numbers.signed(100 * (gate.low or 0))} to {numbers.signed(100 * (gate.high or 0))}"
+        ends = numbers.between(gate.low or 0, gate.high or 0)
         moved = f"{numbers.points(gate.value or 0)}, 95{numbers.NBSP}% CI {ends}"
         return f"The drop in {label} against the baseline ({moved}) {word} the {bar}pp allowed"
     match = {} if gate.metric != "robust_accuracy" else {"eps": eps, "attack": None}
@@ -116,12 +116,12 @@ def _tuning_sentence(record: Record) -> str:
 def _overview_sentence(record: Record) -> str:
     rows = record.overview
     told = [(row, find_metric(row.metrics, "robust_accuracy", eps=row.eps, attack=None)) for row in rows]
-    alike = {(row.images, row.norm, row.eps) for row in rows}
     measured = [(row, metric) for row, metric in told if metric is not None]
-    if len(alike) > 1 or not measured:
+    if len(measured) < len(rows) or any(row.paired is None for row in rows[1:]):
         sets = len({row.images for row in rows})
         which = f"{sets} sets of images" if sets > 1 else "the same images"
-        return f"{len(rows)} audits on {which}; only those of the same threat on the same images can be compared."
+        same = "the same threat and attacks on the same images"
+        return f"{len(rows)} audits on {which}; only those of {same} can be compared."
     best, metric = max(measured, key=lambda pair: (pair[1].count or 0) / pair[1].n)
     where = numbers.threat(best.eps, best.norm)
     return f"Of {len(rows)} audits on the same images, {best.name} stands most at {where}: {numbers.percent(metric)}."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustcv.errors import UserError, missing_extra
+from robustcv.errors import UserError, first_line, missing_extra
 
 STUDY = "robustcv"
 
@@ -78,7 +78,7 @@ def open_study(storage: str | None, seed: int, *, identity: str | None = None, s
             raise UserError(
                 "RCV-E096",
                 f"the study at {storage} cannot be opened",
-                str(error).splitlines()[0][:160],
+                first_line(error, 160),
                 "check --storage: sqlite:///FILE.db, or the address of a database that every process can reach",
             ) from error
     # a process that joins or resumes must not draw what another drew before it

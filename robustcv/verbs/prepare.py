@@ -23,7 +23,7 @@ from robustcv.attacks.norms import NORMS
 from robustcv.classifier import frozen
 from robustcv.data import Images, ImageSet, ImageStream, as_images, resized, stratified
 from robustcv.data import load as load_images
-from robustcv.errors import UserError, unknown_name
+from robustcv.errors import UserError, first_line, unknown_name
 from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.records import Record
@@ -416,7 +416,7 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
         raise UserError(
             "RCV-E072",
             f"the model cannot take images of {c} channels and {w}x{h} pixels",
-            str(error).splitlines()[0][:160],
+            first_line(error, 160),
             "make them the size it was trained on (--resize), or resize inside: robustcv.Classifier(network, size=...)",
         ) from error
     if logits.ndim != 2:

@@ -18,13 +18,12 @@ def paired(record: Record, files: Files) -> Section | None:
     for pair in record.comparison.paired:
         n = pair.both + pair.only_a + pair.only_b + pair.neither
         name = "clean" if pair.eps is None else numbers.threat(pair.eps, pair.norm or "linf")
-        low, high = numbers.signed(100 * pair.low), numbers.signed(100 * pair.high)
         rows.append(
             (
                 Cell(name),
                 Cell(numbers.share((pair.both + pair.only_a) / n, n), number=True),
                 Cell(numbers.share((pair.both + pair.only_b) / n, n), number=True),
-                Cell(numbers.points(pair.difference), f"{low} to {high}", number=True),
+                Cell(numbers.points(pair.difference), numbers.between(pair.low, pair.high), number=True),
                 Cell(f"{pair.only_b:,}", number=True),
                 Cell(f"{pair.only_a:,}", number=True),
                 Cell(numbers.p_value(pair.p_value), number=True),

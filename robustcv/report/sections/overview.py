@@ -31,7 +31,7 @@ def _row(row: OverviewRow) -> tuple[Cell, ...]:
     if pair is None:
         difference, p = Cell(row.why), Cell("–")
     else:
-        ends = f"{numbers.signed(100 * pair.low)} to {numbers.signed(100 * pair.high)}"
+        ends = numbers.between(pair.low, pair.high)
         difference = Cell(numbers.points(pair.difference), ends, number=True, value=pair.difference)
         p = Cell(numbers.p_value(row.p_value or 0.0), number=True, value=row.p_value)
     return (

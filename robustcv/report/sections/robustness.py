@@ -114,8 +114,9 @@ def classes(record: Record, files: Files) -> Section | None:
         lines.append(("p against the rest", tuple(told)))
     if record.comparison is None and record.cases:
         shown = Counter(name for name, _ in cases_of(record).elements())
-        links = {name: link_to(class_=name) for name in shown}
-        told = (Cell(f"{shown[name]:,}", number=True, link=links.get(name, "")) for name in names)
+        told = (
+            Cell(f"{shown[name]:,}", number=True, link=link_to(class_=name) if shown[name] else "") for name in names
+        )
         lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
     subtitle = (
