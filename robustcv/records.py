@@ -402,6 +402,19 @@ class Side(_Frozen):
     cases: tuple[Case, ...] = ()
 
 
+class Moved(_Frozen):
+    """An image that only one of two models keeps; the attack is the one that broke the other at its smallest eps."""
+
+    index: int
+    image: str
+    moved: Literal["won", "lost"] = Field(description="won: only a was broken; lost: only b was")
+    label: int
+    attack: str
+    norm: str
+    eps: float
+    prediction: int
+
+
 class Comparison(_Frozen):
     """Two runs on the same images; a is the baseline."""
 
@@ -410,6 +423,7 @@ class Comparison(_Frozen):
     paired: tuple[PairedMetric, ...]
     options_changed: dict[str, tuple[str, str]]
     forced: bool = False
+    moved: tuple[Moved, ...] = ()
 
 
 class OverviewRow(_Frozen):

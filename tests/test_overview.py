@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import robustcv as rc
-from robustcv import stats
+from robustcv import runs, stats
+from robustcv.data import ImageSet
 from robustcv.errors import UserError
 
 QUICK = {"n": 60, "eps": "16/255", "sweep": False, "cases": 2, "explain": (), "quiet": True}
@@ -47,6 +49,38 @@ def test_the_paired_difference_is_that_of_two_runs_alone_and_its_p_value_adjuste
     assert row[1].paired == pair.model_copy(update={"eps": row[1].paired.eps})
     assert [row[1].p_value, row[2].p_value] == stats.holm([pair.p_value, 1.0])
     assert row[2].paired.difference == 0 and [each.name for each in row] == ["a", "b", "c"]
+
+
+def test_the_best_is_named_only_where_every_run_met_the_same_attacks(root: Path, tmp_path: Path) -> None:
+    places = {"alike": ("1-first", "2-weaker", "1-first"), "other attacks": ("1-first", "2-weaker", "5-effort")}
+    pages = {}
+    for name, folders in places.items():
+        run = rc.compare(*(root / each for each in folders), names=("a", "b", "c"), out=tmp_path / name)
+        pages[name] = run.page.read_text()
+    assert "Of 3 audits on the same images, a stands most at L-inf 16/255" in pages["alike"]
+    assert "stands most" not in pages["other attacks"]
+    assert "only those of the same threat and attacks on the same images can be compared" in pages["other attacks"]
+
+
+def test_images_won_and_lost_are_such_as_the_models_themselves_show(root: Path, trained: Path, tmp_path: Path) -> None:
+    run = rc.compare(root / "2-weaker", root / "1-first", names=("old", "new"), out=tmp_path / "two")
+    models = {"old": rc.load_classifier(str(root / "other")), "new": rc.load_classifier(str(trained))}
+    pair = next(each for each in run.comparison.paired if each.name == "robust_accuracy")
+    shown = run.comparison.moved
+    words = [each.moved for each in shown]
+    assert words.count("won") == 6 < pair.only_b and words.count("lost") <= pair.only_a
+    pixels = runs.unpack_arrays((tmp_path / "two/evidence/moved.safetensors").read_bytes())
+    for k, each in enumerate(shown):
+        clean, attacked = (torch.from_numpy(pixels[f"{k:02d}-{kind}"]) for kind in ("clean", "adversarial"))
+        both = torch.stack([x.float() / (255 if x.dtype == torch.uint8 else 1) for x in (clean, attacked)])
+        fell, stood = ("old", "new") if each.moved == "won" else ("new", "old")
+        assert models[fell](both).argmax(1).tolist() == [each.label, each.prediction] and each.prediction != each.label
+        assert int(models[stood](both[:1]).argmax()) == each.label
+        assert (both[1] - both[0]).abs().max() <= each.eps * (1 + 1e-6) <= 16 / 255 * (1 + 2e-6)
+        assert ImageSet(clean[None], torch.tensor([each.label]), tuple("0123456789")).hashes[0] == each.image
+    page = run.page.read_text()
+    assert page.count("one of those won, drawn by its hash") + page.count("broken → survived") >= 6
+    assert "; new stood" in page and not list((tmp_path / "two").rglob("broken.zip"))
 
 
 def test_what_cannot_be_compared_is_refused(root: Path, tmp_path: Path) -> None:

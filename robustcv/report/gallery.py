@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcv import runs
-from robustcv.records import Case, Comparison, Data, HeatmapRef, Neighbour, Record
+from robustcv.records import Case, Comparison, Data, HeatmapRef, Moved, Neighbour, Record
 from robustcv.report import images, numbers
 from robustcv.report.blocks import Gallery, Item, Picture, Strip
 
 Files = Mapping[str, bytes]
+Pixels = NDArray[np.float32]
 
 
 def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
@@ -49,6 +50,7 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
     size = 0
     shared = [image for image in places[0] if image in places[1]]
     shared.sort(key=lambda image: sides[0].cases[places[0][image]].outcome == sides[1].cases[places[1][image]].outcome)
+    shown = {sides[0].cases[places[0][image]].image for image in shared}
     for image in shared:
         number = places[0][image]
         strips: list[Strip] = []
@@ -66,7 +68,40 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
         "clean · attacked · change, amplified · heat maps before and after, one scale per row (blue against the class "
         "named, orange for it) · every image that both audits show, those with different outcomes first"
     )
+    pixels = _arrays(files, "evidence/moved.safetensors")
+    others = [(k, each) for k, each in enumerate(comparison.moved) if each.image not in shown]
+    for k, each in others:
+        clean, attacked = (images.unit(pixels[f"{k:02d}-{kind}"]) for kind in ("clean", "adversarial"))
+        items.append(_moved_item(each, comparison, data, clean, attacked))
+        size = max(size, *clean.shape[1:])
+    if others:
+        counts = " and ".join(f"{sum(each.moved == word for _, each in others)} {word}" for word in ("won", "lost"))
+        subtitle += f"; then {counts} of the others, drawn by their hashes"
     return Gallery(tuple(items), pixelated=size <= images.LOSSLESS_UP_TO), subtitle
+
+
+def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, attacked: Pixels) -> Item:
+    """Make the card of an image won or lost: what broke the model that fell, and that the other stood."""
+    fell, stood = (comparison.a, comparison.b) if each.moved == "won" else (comparison.b, comparison.a)
+    true, fooled = _name(data, each.label), _name(data, each.prediction)
+    change, factor = images.perturbation(clean, attacked)
+    where, told = numbers.threat(each.eps, each.norm), f"Change, amplified {factor} times"
+    pictures = (
+        Picture(images.data_uri(images.plain(clean)), f"Clean image {each.index}, class {true}", true, shows="clean"),
+        Picture(
+            images.data_uri(images.plain(attacked)),
+            f"Attacked image {each.index}, predicted {fooled} by {fell.name}",
+            fooled,
+            bad=True,
+            shows="attacked",
+        ),
+        Picture(images.data_uri(change), told, f"change ×{factor}", shows="change", factor=factor),
+    )
+    strip = Strip(pictures, f"{fell.name}: broken by {each.attack} at {where}; {stood.name} stood")
+    outcomes = "broken → survived" if each.moved == "won" else "survived → broken"
+    tags = {"class": true, "outcome": outcomes}
+    meta = f"image {each.index} · one of those {each.moved}, drawn by its hash"
+    return Item(f"Image {each.index}, true class {true}", (strip,), meta, tags)
 
 
 def _arrays(files: Files, name: str) -> runs.Arrays:

@@ -39,6 +39,17 @@ def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> t
     return np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2), factor
 
 
+def unit(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Bring pixels, uint8 or float, to [0, 1]."""
+    return np.asarray(pixels, dtype=np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
+
+
+def plain(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Bring an image ``c h w`` in [0, 1] to ``h w 3``, 8 bit."""
+    whole = (pixels.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    return np.repeat(whole, 3 if whole.shape[2] == 1 else 1, axis=2)
+
+
 def data_uri(pixels: NDArray[np.uint8]) -> str:
     """Encode a picture ``h w 3`` as WebP: lossless where it is small, a preview where not."""
     from PIL import Image

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from robustcv import records
+from robustcv import records, runs
 from robustcv.errors import UserError
+from robustcv.verbs.evidence import ARCHIVE, FLOATS
+from robustcv.verbs.moved import moved
 from robustcv.verbs.pairing import (
     Saved,
     common_threats,
@@ -19,6 +21,9 @@ from robustcv.verbs.pairing import (
     verdicts_of,
 )
 from robustcv.verbs.prepare import Clock, Result, version
+
+MOVED = "evidence/moved.safetensors"
+_STAYS = ("evidence/SHA256SUMS", "evidence/verdicts.safetensors", ARCHIVE, FLOATS)  # large, and not shown
 
 
 def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force: bool) -> Result:
@@ -56,9 +61,13 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
     for norm, mine, other in common_threats(record_a, record_b):
         standing = [stands(verdicts_a, norm, mine)[rows_a], stands(verdicts_b, norm, other)[rows_b]]
         pairs.append(paired("robust_accuracy", *standing, norm=norm, eps=other))
+    hashes = [row.tobytes().hex() for row in verdicts_b["hash"][rows_b]]
+    stood_a, stood_b = stands(verdicts_a, norm_a, eps_a)[rows_a], stands(verdicts_b, norm_b, eps_b)[rows_b]
+    won, lost = stood_b & ~stood_a & verdicts_a["correct"][rows_a], stood_a & ~stood_b & verdicts_b["correct"][rows_b]
+    won_and_lost, pixels = moved(run_a, run_b, hashes, won, lost)
     label_a, label_b = names or _names(run_a, run_b)
     raised = any(check.status == "raised" for record in (record_a, record_b) for check in record.checks)
-    files: dict[str, bytes] = {}
+    files = {MOVED: runs.pack_arrays(pixels)} if pixels else {}
     side_a, side_b = _side(run_a, label_a, "a", files), _side(run_b, label_b, "b", files)
     record = records.Record(
         verb="compare",
@@ -71,6 +80,7 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
             paired=tuple(pairs),
             options_changed=_changed(record_a, record_b),
             forced=not (same and same_plan),
+            moved=won_and_lost,
         ),
         environment=clock.environment(torch.device("cpu")),
         options={"run_a": run_a.name, "run_b": run_b.name, "force": force},
@@ -90,11 +100,11 @@ def _folder(run: Saved) -> str:
 
 
 def _side(run: Saved, name: str, prefix: str, files: dict[str, bytes]) -> records.Side:
-    """Take over what the page shows of one run; evidence is copied, so that the comparison stands alone."""
+    """Take over what the page shows of one run, with its evidence, so that the comparison stands alone."""
     record, source = run.record, run.files
     assert record.model is not None
     for file in source:
-        if file.startswith("evidence/") and not file.endswith(("SHA256SUMS", "verdicts.safetensors")):
+        if file.startswith("evidence/") and file not in _STAYS:
             files[f"evidence/{prefix}/{file.removeprefix('evidence/')}"] = source[file]
     cases = tuple(
         case.model_copy(

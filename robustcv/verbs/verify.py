@@ -1,20 +1,14 @@
 """verify: does the evidence of a saved audit still say what its record says?"""
 
-import contextlib
 import copy
 import hashlib
-import io
-import struct
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from robustcv import records, runs
@@ -22,26 +16,13 @@ from robustcv.attacks.norms import NORMS
 from robustcv.attacks.wrappers import Eot
 from robustcv.classifier import right
 from robustcv.data import ImageSet
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.evaluation.block import TOLERANCE
 from robustcv.models import checkpoint
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
-from robustcv.verbs.evidence import ARCHIVE, FLOATS
+from robustcv.verbs.failures import Failure, failures_of, replays
 from robustcv.verbs.prepare import judged
-
-
-class Line(BaseModel):
-    """One line of cases.jsonl."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    index: int
-    image: str
-    label: int = Field(ge=0)
-    norm: str
-    eps: float = Field(gt=0, allow_inf_nan=False)
-    evidence: str
 
 
 def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress) -> tuple[records.Check, ...]:
@@ -73,21 +54,21 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
     files = runs.load_files(folder)
     found = [_hashes(folder), _weights(record, classifier)]
     try:
-        lines = [Line.model_validate_json(line) for line in files["cases.jsonl"].decode().splitlines()]
+        lines = failures_of(files)
     except (KeyError, ValueError) as error:
         told = "cases.jsonl is missing or was changed"
-        return (*found, _check("counts", [f"{told}: {str(error).splitlines()[0]}"], "", "restore the run folder"))
+        return (*found, _check("counts", [f"{told}: {first_line(error)}"], "", "restore the run folder"))
     found.append(_counts(record, files, lines))
     with judged(classifier) as plain, progress.stage("replay", len(lines)) as advance:
         eot = record.options.get("eot", 1)
         asked = Eot(plain, eot).eval() if isinstance(eot, int) and eot > 1 else plain
         wrong = []
-        for line, clean, attacked in _failures(files, lines):
+        for line, clean, attacked in replays(files, lines):
             why: str | None
             try:
                 why = _why_not(asked, record, line, clean, attacked)
             except (UserError, RuntimeError, ValueError, KeyError) as error:  # evidence that was tampered with
-                why = f"it cannot be replayed: {str(error).splitlines()[0][:120]}"
+                why = f"it cannot be replayed: {first_line(error, 120)}"
             if why is not None:
                 wrong.append(f"image {line.index}: {why}")
             advance(1)
@@ -130,7 +111,7 @@ def _weights(record: records.Record, classifier: nn.Module) -> records.Check:
     )
 
 
-def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Line]) -> records.Check:
+def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Failure]) -> records.Check:
     """Hold the record, every image's verdict, and the failures listed against one another."""
     try:
         verdicts = runs.unpack_arrays(files["evidence/verdicts.safetensors"])
@@ -170,37 +151,8 @@ def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Line
     )
 
 
-def _failures(files: Mapping[str, bytes], lines: list[Line]) -> Iterator[tuple[Line, Any, Any]]:
-    """Read each failure's clean and attacked image; None for one that is lost."""
-    archive, floats = None, {}
-    with contextlib.suppress(KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, struct.error):
-        archive = zipfile.ZipFile(io.BytesIO(files[ARCHIVE]))
-    with contextlib.suppress(Exception):  # safetensors raises its own kind
-        floats = runs.unpack_arrays(files[FLOATS])
-    for line in lines:
-        yield (
-            line,
-            _read(archive, floats, f"{line.evidence}-clean"),
-            _read(archive, floats, f"{line.evidence}-adversarial"),
-        )
-
-
-def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Tensor | None:
-    from PIL import Image
-
-    if name in floats:
-        return torch.from_numpy(floats[name].copy())
-    try:
-        data = archive.read(f"{name}.png") if archive is not None else b""
-        pixels = np.array(Image.open(io.BytesIO(data)))
-    except (KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, zlib.error, SyntaxError):
-        return None
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def _why_not(
-    classifier: nn.Module, record: records.Record, line: Line, clean: Tensor | None, attacked: Tensor | None
+    classifier: nn.Module, record: records.Record, line: Failure, clean: Tensor | None, attacked: Tensor | None
 ) -> str | None:
     """Say why one failure does not hold; None where it does."""
     if clean is None or attacked is None:
