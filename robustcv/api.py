@@ -90,6 +90,7 @@ def audit(
     format: Sequence[str] = ("html",),
     seeds: int = 1,
     agreement: int = 0,
+    max_report_mb: float | None = None,
     seed: int = 0,
     batch_size: int = 128,
     device: str = "auto",
@@ -169,6 +170,8 @@ def audit(
         Run the attacks again with this many seeds in all, and tell the spread.
     agreement
         Run each attack alone on this many images, and tell which break the same ones.
+    max_report_mb
+        Hold the page to this many MB: pictures become previews, then cases are left out, and the page says so.
     seed
         Seed of every random choice.
     batch_size
@@ -557,6 +560,7 @@ def explain(
     skip_bad: bool = False,
     n: int | None = 8,
     set: MethodOptions = (),
+    max_report_mb: float | None = None,
     seed: int = 0,
     batch_size: int = 32,
     device: str = "auto",
@@ -607,6 +611,8 @@ def explain(
         Number of images at most, drawn class by class.
     set
         Options of methods, such as integrated_gradients.error=0.02 or shapley.fill=blur.
+    max_report_mb
+        Hold the page to this many MB: pictures become previews, then cases are left out, and the page says so.
     seed
         Seed of every random choice.
     batch_size
@@ -720,7 +726,7 @@ def doctor(
         Say nothing on stderr.
     """
     options = _options(locals())
-    _require_counts(options)
+    require_counts(options)
     from robustcv.runtime import progress_for
     from robustcv.verbs.doctor import doctor as verb
 
@@ -821,7 +827,7 @@ def _run_in(
     from robustcv.runtime import progress_for
 
     quiet = quiet or not processes.is_first()
-    _require_counts(options)
+    require_counts(options)
     state = runs.State(None)
     shown = {
         name: value if isinstance(value, str) else None if value is None else type(value).__name__
@@ -830,7 +836,7 @@ def _run_in(
     kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
         # where, how long, and what is made of the result: not what the work is
-        places = {"device", "data_dir"}
+        places = {"device", "data_dir", "format", "max_report_mb"}
         if verb in ("train", "harden", "tune"):
             places |= {"trials", "storage", "effort", "n", "audits", "export"}
         scientific = {name: value for name, value in kept.items() if name not in places}
@@ -902,7 +908,7 @@ def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any
         )
 
 
-def _require_counts(options: Mapping[str, Any]) -> None:
+def require_counts(options: Mapping[str, Any]) -> None:
     """Refuse counts that would make a run empty."""
     for name, least in (
         ("epochs", 1),
@@ -914,6 +920,7 @@ def _require_counts(options: Mapping[str, Any]) -> None:
         ("steps", 1),
         ("eot", 1),
         ("minutes", 1e-6),
+        ("max_report_mb", 1e-6),
         ("seed", 0),
         ("patience", 1),
         ("trials", 1),

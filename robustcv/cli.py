@@ -191,6 +191,7 @@ def report(
     /,
     *,
     format: Annotated[tuple[str, ...], Parameter(name="--format", converter=_split_commas, negative="")] = ("html",),
+    max_report_mb: float | None = None,
 ) -> int:
     """Render the page of a run again from its report.json and evidence, or write it in other forms; no computing.
 
@@ -200,11 +201,14 @@ def report(
         The run folder.
     format
         html, md (a summary for a pull request), junit, card (a model card), csv (the raw numbers).
+    max_report_mb
+        Hold the page to this many MB: pictures become previews, then cases are left out, and the page says so.
     """
+    api.require_counts({"max_report_mb": max_report_mb})
     from robustcv import report as report_package
 
     with report_package.as_a_mistake(run):
-        for path in report_package.write_formats(run, format):
+        for path in report_package.write_formats(run, format, max_report_mb):
             print(path)
     return errors.DONE
 

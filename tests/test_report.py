@@ -1,17 +1,21 @@
 """The page: a pure function of the record, offline, with every number's n; hostile or odd runs do not break it."""
 
+import base64
 import dataclasses
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import robustcv as rc
 from robustcv import records, report, runs
-from robustcv.report import images, numbers
+from robustcv.report import blocks, images, numbers
 from robustcv.report.sections import SECTIONS
+from robustcv.report.thinning import thinned
 
 ENVIRONMENT = records.Environment(
     python="3.11", platform="test", device="cpu", threads=2, packages={"torch": "2"}, started="2026-01-01T00:00:00",
@@ -171,6 +175,37 @@ def test_odd_runs_do_not_break_the_page(n, classes, clean, robust) -> None:
     assert all(name in read.text for name in classes)
     assert "<script>window.PWN" not in page and "<img src=x" not in page
     assert len(page) < 1_000_000
+
+
+def test_a_page_can_be_held_to_a_size_and_says_what_it_gave_up(audited: Path) -> None:
+    record, files = runs.load(audited), runs.load_files(audited)
+    whole = report.render(record, files)
+    size, cases = len(whole.encode()), whole.count('<article class="case"')
+    assert report.render(record, files, size / 1e6) == whole and "--max-report-mb" not in whole
+    previews = report.render(record, files, 0.95 * size / 1e6)
+    assert len(previews.encode()) <= 0.95 * size and "pictures are previews of at most 64 pixels" in previews
+    assert f"of {cases} cases are shown" not in previews
+    least = report.render(record, files, 0.001)
+    assert f"0 of {cases} cases are shown" in least and "text and charts alone take" in least
+    most = (len(previews.encode()) + len(least.encode())) / 2
+    some = report.render(record, files, most / 1e6)
+    shown = some.count('<article class="case"')
+    assert len(some.encode()) <= most and 0 < shown < cases and f"; {shown} of {cases} cases are shown" in some
+    assert report.render(record, files, most / 1e6) == some
+    asked = record.model_copy(update={"options": {**record.options, "max_report_mb": most / 1e6}})
+    assert f"of {cases} cases are shown" in report.render(asked, files)
+
+
+def test_large_pictures_become_previews_before_any_case_goes() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    items = tuple(blocks.Item(str(k), (blocks.Strip((blocks.Picture(images.data_uri(pixels), "", ""),)),), "")
+                  for k in range(4))  # fmt: skip
+    section = blocks.Section("cases", "Cases", "", (blocks.Gallery(items),))
+    made, told = thinned([section], 1000)
+    assert told == "pictures are previews of at most 64 pixels" and len(made[0].blocks[0].items) == 4
+    uri = made[0].blocks[0].items[0].strips[0].pictures[0].uri
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
+        assert picture.size == (64, 64)
 
 
 def test_gates_are_told_in_the_first_sentence() -> None:

@@ -14,9 +14,10 @@ from robustcv import runs
 from robustcv.errors import UserError, unknown_name
 from robustcv.records import Record
 from robustcv.report import summary
-from robustcv.report.blocks import Page
+from robustcv.report.blocks import Page, Section
 from robustcv.report.formats import FORMATS
 from robustcv.report.sections import PRINTED, SECTIONS
+from robustcv.report.thinning import thinned
 
 _HERE = Path(__file__).parent
 _FORCED = (
@@ -31,14 +32,42 @@ _UNCHECKED = (
 __all__ = ["FORMATS", "SECTIONS", "as_a_mistake", "notebook", "render", "require_formats", "write", "write_formats"]
 
 
-def render(record: Record, files: Mapping[str, bytes]) -> str:
+def render(record: Record, files: Mapping[str, bytes], most_mb: float | None = None) -> str:
     """Render the page: a pure function of the record and its files, byte for byte.
 
     The page is sealed by a Content-Security-Policy that allows its own script, its own styles, and nothing from
     anywhere else.
+
+    Parameters
+    ----------
+    most_mb
+        Size in MB (10**6 bytes) beyond which pictures become previews and cases are left out, as the page then says;
+        by default what the run was given.
     """
     sections = [section for make in SECTIONS.values() if (section := make(record, files)) is not None]
-    forced = record.comparison is not None and record.comparison.forced
+    page = _drawn(record, sections, _banner(record))
+    most_mb = record.options.get("max_report_mb") if most_mb is None else most_mb
+    if most_mb is None or len(page.encode()) <= most_mb * 10**6:
+        return page
+    held = f"This page is held to {most_mb:g} MB (--max-report-mb): "
+    room = 1_000  # for the line that tells it
+    sections, told = thinned(sections, len(page.encode()) + room - int(most_mb * 10**6))
+    banner = " ".join(filter(None, [_banner(record), f"{held}{told}. All of it, exact, is in evidence/."]))
+    page = _drawn(record, sections, banner)
+    if len(page.encode()) <= most_mb * 10**6:
+        return page
+    alone = f"{banner} Even so it is larger: its text and charts alone take {len(page.encode()) / 10**6:.2f} MB."
+    return _drawn(record, sections, alone)
+
+
+def _banner(record: Record) -> str:
+    """Give the line above everything, where there is something that a reader must know first."""
+    if record.comparison is not None and record.comparison.forced:
+        return _FORCED
+    return _UNCHECKED if record.options.get("skip_preflight") else ""
+
+
+def _drawn(record: Record, sections: Sequence[Section], banner: str) -> str:
     page = Page(
         title=f"{summary.name_of(record)} · robustcv {record.verb}",
         kicker=summary.kicker(record),
@@ -55,7 +84,7 @@ def render(record: Record, files: Mapping[str, bytes]) -> str:
         identity=_identity(record),
         printed=PRINTED,
         top=tuple(section for section in sections if section.place != "full"),
-        banner=_FORCED if forced else _UNCHECKED if record.options.get("skip_preflight") else "",
+        banner=banner,
     )
     script = (_HERE / "report.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -72,11 +101,11 @@ def _identity(record: Record) -> str:
     return re.sub(r"[^0-9a-z ·]", "", " · ".join(parts))
 
 
-def write(folder: Path | str) -> Path:
+def write(folder: Path | str, most_mb: float | None = None) -> Path:
     """Render the page of a run folder from its report.json and evidence; gives the page's path."""
     folder = Path(folder)
     path = folder / "report.html"
-    runs.write_atomic(path, render(runs.load(folder), runs.load_files(folder)).encode())
+    runs.write_atomic(path, render(runs.load(folder), runs.load_files(folder), most_mb).encode())
     return path
 
 
@@ -93,7 +122,7 @@ def require_formats(names: Sequence[str]) -> None:
             raise unknown_name("format", name, ["html", *FORMATS])
 
 
-def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
+def write_formats(folder: Path | str, names: Sequence[str], most_mb: float | None = None) -> list[Path]:
     """Write other forms of a run's report beside its page; ``html`` is the page itself. Gives their paths.
 
     Raises
@@ -106,7 +135,7 @@ def write_formats(folder: Path | str, names: Sequence[str]) -> list[Path]:
     record, files = runs.load(folder), runs.load_files(folder)
     for name in dict.fromkeys(names):
         if name == "html":
-            paths.append(write(folder))
+            paths.append(write(folder, most_mb))
         else:
             for place, data in FORMATS[name](record, files).items():
                 runs.write_atomic(folder / place, data)

@@ -60,6 +60,22 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
         picture.save(buffer, "WEBP", lossless=True, quality=100, method=6)
     else:
         picture.save(buffer, "WEBP", quality=90, method=6)
+    return _uri(buffer)
+
+
+def preview(uri: str, largest: int) -> str:
+    """Encode a picture of the page again, at most ``largest`` pixels wide and high, and coarser."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=60, method=6)
+    return _uri(buffer)
+
+
+def _uri(buffer: io.BytesIO) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
