@@ -5,6 +5,7 @@ import itertools
 import re
 import threading
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 import pytest
 
@@ -34,14 +35,19 @@ def page_file(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]
     rc.audit(str(trained), "digits", n=60, eps=["16/255", "8/255"], cases=6, out=root / "b", quiet=True,
              also=("corruptions", "spatial", "patch"), set={"patch": {"steps": 10}})  # fmt: skip
     rc.compare(audited, root / "b", out=root / "compare")
+    rc.compare(audited, root / "b", audited, names=("first", "again", "third"), out=root / "overview")
     return {
         "audit": root / "b" / "report.html",
         "compare": root / "compare" / "report.html",
+        "overview": root / "overview" / "report.html",
         "train": trained / "report.html",
     }
 
 
-@pytest.mark.parametrize("name", ["audit", "compare", pytest.param("train", marks=pytest.mark.every_case)])
+RARE = [pytest.param(name, marks=pytest.mark.every_case) for name in ("train", "overview")]
+
+
+@pytest.mark.parametrize("name", ["audit", "compare", *RARE])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_renders_without_overflow_errors_or_requests(
@@ -101,18 +107,19 @@ STATES = {
     " document.querySelector('#modes [value=slider]').click(); }",
     "keys": "() => document.getElementById('help').click()",
     "open": "() => document.querySelectorAll('details').forEach((each) => { each.open = true; })",
+    "print": "() => null",
 }
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-ALWAYS = {("audit", 1280, "light"), ("audit", 390, "dark"), ("compare", 390, "light")}
+ALWAYS = {("audit", 1280, "light"), ("audit", 390, "dark"), ("overview", 390, "light")}
 
 
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
     [
         pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.every_case)
-        for case in itertools.product(("audit", "compare", "train"), (1280, 390), ("light", "dark"))
+        for case in itertools.product(("audit", "compare", "train", "overview"), (1280, 390), ("light", "dark"))
     ],
 )
 def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str, width: int, scheme: str) -> None:
@@ -121,9 +128,12 @@ def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str
     source = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True)
     for state, enter in STATES.items():
-        if name == "train" and state in ("case", "slider"):
+        if name in ("train", "overview") and state in ("case", "slider"):
             continue
         page = context.new_page()
+        if state == "print":
+            page.set_viewport_size({"width": 703, "height": 1000})  # A4 within its margins
+            page.emulate_media(media="print", color_scheme=scheme)
         page.goto(page_file[name].as_uri())
         page.evaluate(enter)
         page.evaluate(source)
@@ -159,7 +169,36 @@ def test_cases_are_chosen_by_class_and_the_choice_stands_in_the_address(browser,
     shown = again.locator("#cases .case:visible")
     assert shown.count() and {each.get_attribute("data-class") for each in shown.all()} == {cell["class"]}
     assert {each.get_attribute("data-as") for each in shown.all()} == {cell["as"]}
+    mark = again.locator("#curve svg a").first
+    asked = unquote_plus(mark.get_attribute("href").removeprefix("#eps="))
+    mark.focus()
+    again.keyboard.press("Enter")
+    assert {each.get_attribute("data-eps") for each in shown.all()} == {asked} and shown.count() < every
     again.close()
+    page.close()
+
+
+def test_a_table_of_runs_is_sorted_by_any_column_and_searched(browser, page_file) -> None:
+    page = browser.new_page()
+    page.goto(page_file["overview"].as_uri())
+    rows, headers = page.locator("#overview tbody tr"), page.locator("#overview thead th")
+    first = [row.locator("th").inner_text() for row in rows.all()]
+    assert first == ["first", "again", "third"]
+
+    def column(k: int) -> list[str]:
+        return [row.locator("th, td").nth(k).inner_text() for row in rows.all()]
+
+    headers.first.locator("button").press("Enter")
+    assert column(0) == ["again", "first", "third"] and headers.first.get_attribute("aria-sort") == "ascending"
+    headers.first.locator("button").press("Enter")
+    assert column(0) == ["third", "first", "again"] and headers.first.get_attribute("aria-sort") == "descending"
+    for k, name in enumerate(header.inner_text() for header in headers.all()):
+        headers.nth(k).locator("button").click()
+        values = [row.locator("th, td").nth(k).get_attribute("data-value") for row in rows.all()]
+        if None not in values:
+            assert [float(value) for value in values] == sorted(map(float, values)), name
+    page.locator("#overview input[type=search]").fill("third")
+    assert [row.locator("th").inner_text() for row in rows.all() if row.is_visible()] == ["third"]
     page.close()
 
 
@@ -322,7 +361,7 @@ def pages_of(pdf: bytes) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
-@pytest.mark.parametrize("name", ["audit", "compare", "train"])
+@pytest.mark.parametrize("name", ["audit", "compare", "train", "overview"])
 def test_the_summary_prints_on_four_a4_pages_and_everything_on_more(browser, page_file, name: str) -> None:
     page = browser.new_page()
     page.goto(page_file[name].as_uri())
@@ -330,7 +369,7 @@ def test_the_summary_prints_on_four_a4_pages_and_everything_on_more(browser, pag
     page.locator("#whole").check()
     everything = page.pdf(prefer_css_page_size=True)
     assert summary.startswith(b"%PDF") and 1 <= pages_of(summary) <= 4
-    assert pages_of(everything) > pages_of(summary) or name == "train"
+    assert pages_of(everything) > pages_of(summary) or name in ("train", "overview")
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible() and page.locator("h1").is_visible()
     page.close()

@@ -113,7 +113,7 @@ class Gallery:
 
     def filters(self) -> dict[str, tuple[str, ...]]:
         """Give the tags that tell cases apart, each with its values in order."""
-        names = ("class", "attack", "outcome")
+        names = ("class", "attack", "eps", "outcome")
         found = {name: sorted({item.tags[name] for item in self.items if name in item.tags}) for name in names}
         return {name: tuple(values) for name, values in found.items() if len(values) > 1}
 

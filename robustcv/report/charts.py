@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from typing import Any
 
 Row = dict[str, Any]
@@ -28,7 +29,13 @@ _CONFIG = {
     "view": {"stroke": None},
     "axis": _AXIS,
     "header": {"labelColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
-    "legend": {"labelColor": "var(--text)", "titleColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
+    "legend": {
+        "symbolOpacity": 1,
+        "labelColor": "var(--text)",
+        "titleColor": "var(--text)",
+        "labelFontSize": 12,
+        "labelFont": _FONT,
+    },
 }
 
 
@@ -37,7 +44,10 @@ def to_svg(chart: Any, label: str) -> str:
     import vl_convert
 
     svg: str = vl_convert.vegalite_to_svg(json.dumps({**chart.to_dict(), "config": _CONFIG}))
-    head = f'<svg role="img" aria-label="{html.escape(label, quote=True)}" style="max-width:100%;height:auto"'
+    svg = re.sub(r'<a xlink:href="[^"#]*#', '<a href="#', svg)  # Vega makes a link within the page absolute
+    # what lies inside an img is not told, and its links could not be reached
+    role = "group" if "<a " in svg else "img"
+    head = f'<svg role="{role}" aria-label="{html.escape(label, quote=True)}" style="max-width:100%;height:auto"'
     return svg.replace("<svg", head, 1)
 
 
@@ -56,7 +66,8 @@ def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, lab
     Parameters
     ----------
     rows
-        ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``.
+        ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``; where cases show what is behind a
+        point, ``link`` leads to them.
     """
     import altair as alt
 
@@ -80,12 +91,17 @@ def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, lab
     point = base.mark_point(filled=True, size=55, opacity=1).encode(
         y=share, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
     )
-    rule = (
-        alt.Chart(alt.Data(values=[] if chance is None else [{"share": chance}]))
-        .mark_rule(strokeDash=[2, 4], stroke="var(--muted)")
-        .encode(y="share:Q")
-    )
-    return to_svg((band + line + point + rule).properties(width=620, height=300), label)
+    linked = [{**row, "told": f"cases that fell at eps {row['eps']:g}"} for row in rows if "link" in row]
+    if linked:
+        here = point.properties(data=alt.Data(values=linked)).encode(
+            href="link:N", description="told:N", size=alt.value(120)
+        )
+        point = point.transform_filter("!datum.link") + here
+    drawn = band + line + point
+    if chance is not None:
+        level = alt.Chart(alt.Data(values=[{"share": chance}]))
+        drawn += level.mark_rule(strokeDash=[2, 4], stroke="var(--muted)").encode(y="share:Q")
+    return to_svg(drawn.properties(width=620, height=300), label)
 
 
 def _spread(ticks: list[float]) -> list[float]:

@@ -123,6 +123,7 @@ def _tags(case: Case, data: Data) -> dict[str, str]:
     tags = {"class": _name(data, case.label), "outcome": case.outcome}
     if case.attack is not None and case.outcome == "broken":
         tags |= {"attack": case.attack, "as": _name(data, case.adversarial_prediction)}
+        tags["eps"] = numbers.eps_short(case.eps or 0.0, case.norm)
     return tags
 
 

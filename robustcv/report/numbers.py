@@ -24,9 +24,15 @@ def interval(metric: Metric) -> str:
     """Write a metric's interval and n."""
     if metric.low is None or metric.high is None:
         return f"n{NBSP}={NBSP}{metric.n:,}"
+    return f"{100 * metric.level:.0f}{NBSP}% CI {ends(metric)}; n{NBSP}={NBSP}{metric.n:,}"
+
+
+def ends(metric: Metric) -> str:
+    """Write the ends of a metric's interval, where its level and n stand beside it."""
+    if metric.low is None or metric.high is None:
+        return ""
     digits = 1 if metric.n >= 100 else 0
-    low, high = f"{100 * metric.low:.{digits}f}", f"{100 * metric.high:.{digits}f}"
-    return f"{100 * metric.level:.0f}{NBSP}% CI {low}–{high}; n{NBSP}={NBSP}{metric.n:,}"
+    return f"{100 * metric.low:.{digits}f}–{100 * metric.high:.{digits}f}"
 
 
 def eps_short(eps: float, norm: str | None = "linf") -> str:

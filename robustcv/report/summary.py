@@ -324,9 +324,10 @@ def _overview_tiles(record: Record) -> tuple[Tile, ...]:
     better = sum(row.paired is not None and row.paired.low > 0 for row in rows)
     worse = sum(row.paired is not None and row.paired.high < 0 for row in rows)
     paired = sum(row.paired is not None for row in rows)
+    models = len({row.model for row in rows})
     against = f"than {rows[0].name}, of {paired} on the same images"
     return (
-        Tile("Audits", f"{len(rows):,}", f"of {len({row.model for row in rows})} models"),
+        Tile("Audits", f"{len(rows):,}", "of one model" if models == 1 else f"of {models} models"),
         Tile("Surely more robust", f"{better:,}", against),
         Tile("Surely less robust", f"{worse:,}", against),
         Tile("Checks raised", f"{sum(row.raised for row in rows):,}", f"in {sum(row.raised > 0 for row in rows)} runs"),

@@ -13,7 +13,7 @@ def overview(record: Record, files: Files) -> Section | None:
     """Tabulate each run: what it judged, its accuracies, and the paired difference to the first."""
     if not record.overview:
         return None
-    headers = ("run", "model", "images", "threat", "clean", "robust", "difference to the first (95 % CI)", "McNemar",
+    headers = ("run", "model", "images", "threat", "clean (95 % CI)", "robust (95 % CI)", "against the first (95 % CI)", "McNemar",
                "calibration error", "checks raised", "date")  # fmt: skip
     table = Table(headers, tuple(_row(row) for row in record.overview), sortable=True)
     subtitle = (
@@ -52,4 +52,5 @@ def _row(row: OverviewRow) -> tuple[Cell, ...]:
 def _share(metric: Metric | None) -> Cell:
     if metric is None or metric.count is None:
         return Cell("not run")
-    return Cell(numbers.percent(metric), numbers.interval(metric), number=True, value=metric.count / metric.n)
+    share = metric.count / metric.n
+    return Cell(numbers.percent(metric), numbers.ends(metric), number=True, value=share)

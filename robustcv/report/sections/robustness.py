@@ -41,6 +41,7 @@ def curve(record: Record, files: Files) -> Section | None:
             "low": metric.low,
             "high": metric.high,
         }
+        | ({"link": link} if (link := _fallen_at(record, metric.eps, norm)) else {})
         for name, metrics in series.items()
         for metric in metrics
     ]
@@ -68,6 +69,13 @@ def curve(record: Record, files: Files) -> Section | None:
     if len(record.overview) > len(series):
         subtitle += f" · {len(series)} of {len(record.overview)} runs"
     return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
+
+
+def _fallen_at(record: Record, eps: float | None, norm: str) -> str:
+    """Give the address of the cases that were broken at this eps and at none that is smaller, if any is shown."""
+    if eps is None or not any(case.outcome == "broken" and case.eps == eps for case in record.cases):
+        return ""
+    return f"#{link_to(eps=numbers.eps_short(eps, norm))}"
 
 
 def _with_clean(metrics: tuple[Metric, ...]) -> list[Metric]:
