@@ -1,6 +1,9 @@
 """Objectives, averages, weight perturbations and layers against what they say they compute."""
 
+import itertools
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,7 +253,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_best_weights() -> 
     assert all(torch.isfinite(parameter).all() for parameter in classifier.parameters())
 
 
-def test_minutes_end_the_run_with_its_schedule_at_the_end() -> None:
+def test_minutes_end_the_run_with_its_schedule_at_the_end(monkeypatch) -> None:
+    """On a clock that moves by a hundredth of a second whenever it is read, however busy the machine is."""
+    clock = itertools.count()
+    monkeypatch.setattr(sys.modules[fit.__module__], "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
     images = digits()[0]
     classifier = build("small_cnn", classes=10, size=32)
     fitted = fit(classifier, images, images.take(torch.arange(50)), objective=OBJECTIVES["standard"],

@@ -13,8 +13,8 @@ def overview(record: Record, files: Files) -> Section | None:
     """Tabulate each run: what it judged, its accuracies, and the paired difference to the first."""
     if not record.overview:
         return None
-    headers = ("run", "model", "images", "threat", "clean (95 % CI)", "robust (95 % CI)", "against the first (95 % CI)", "McNemar",
-               "calibration error", "checks raised", "date")  # fmt: skip
+    headers = ("run", "model", "images", "threat", "clean (95 % CI)", "robust (95 % CI)",
+               "against the first (95 % CI)", "McNemar", "calibration error", "checks raised", "date")  # fmt: skip
     table = Table(headers, tuple(_row(row) for row in record.overview), sortable=True)
     subtitle = (
         f"differences: against {record.overview[0].name}, image by image, where images, threat and attacks are the "
