@@ -98,7 +98,8 @@ class Tracked(nn.Module):
     """A classifier for one block of images that counts, remembers and stops, so that attacks need not.
 
     It counts forward and backward passes per image, keeps each image's best candidate, and holds the mask of images
-    still in play. An attack asks `rows_in_play` at the top of each step and queries exactly those rows, in order.
+    still in play. An attack asks `rows_in_play` at the top of each step and queries exactly those rows, in order; one
+    that never asks queries all images each time, and pays for them.
 
     Parameters
     ----------
@@ -149,11 +150,11 @@ class Tracked(nn.Module):
 
     def forward(self, candidates: Float[Tensor, "m c h w"]) -> Float[Tensor, "m k"]:
         """Query the classifier about the rows asked for last."""
-        rows = self._asked
-        if rows is None or len(rows) != len(candidates):
+        rows = torch.arange(len(self.images), device=candidates.device) if self._asked is None else self._asked
+        if len(rows) != len(candidates):
             raise RuntimeError(
-                f"Tracked: {0 if rows is None else len(rows)} rows are in play but {len(candidates)} images were "
-                "queried; call rows_in_play(classifier, n) at the top of each step and query exactly those rows"
+                f"Tracked: {len(rows)} rows are in play but {len(candidates)} images were queried; call "
+                "rows_in_play(classifier, images) at the top of each step and query exactly those rows"
             )
         candidates = to_eight_bit(candidates, self.images[rows]) if self.eight_bit else candidates
         logits: Tensor = self.classifier(candidates).to(candidates.dtype)

@@ -85,11 +85,24 @@ def test_an_image_stops_the_moment_it_is_broken() -> None:
     assert broken_at_once.any()  # otherwise nothing above could stop at the first query
 
 
+def test_an_attack_that_never_asks_is_served_whole_and_pays_for_it() -> None:
+    """As an attack written for plain modules does: the same images fall, and every query counts for every image."""
+    model, images, labels = Curved().double(), make_images(12), torch.arange(12) % 4
+    tracked = Tracked(model, images, make_judge(images, labels, NORMS["linf"], 0.02))
+    candidates = [(images + sign * 0.02).clamp(0, 1) for sign in (1, -1)]
+    for each in candidates:
+        tracked(each)
+    with torch.no_grad():
+        fell = torch.stack([model(each).argmax(1) != labels for each in candidates]).any(0)
+    assert tracked.broken.tolist() == fell.tolist() and fell.any() and not fell.all()
+    assert tracked.forwards.tolist() == [2] * 12
+
+
 def test_a_query_about_other_rows_is_refused() -> None:
     images = make_images(3)
     tracked = Tracked(Curved().double(), images, make_judge(images, torch.zeros(3).long(), NORMS["linf"], 0.1))
-    with pytest.raises(RuntimeError, match="3 images were queried"):
-        tracked(images)
+    with pytest.raises(RuntimeError, match="3 rows are in play but 2 images were queried"):
+        tracked(images[:2])
     assert len(rows_in_play(tracked, images)) == 3
     with pytest.raises(RuntimeError, match="3 rows are in play but 2 images were queried"):
         tracked(images[:2])

@@ -1,10 +1,16 @@
 """House rules that a reader of the code would check: what may not be committed, and what must be true of the texts."""
 
+import ast
+import os
+import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,8 +51,6 @@ def test_the_readme_names_every_room_and_every_verb() -> None:
 
 
 def test_every_error_code_is_explained() -> None:
-    import re
-
     used: dict[str, set[str]] = {}
     for path in (ROOT / "robustcv").rglob("*.py"):
         for code in re.findall(r'"(RCV-E\d{3})"', path.read_text()):
@@ -56,16 +60,74 @@ def test_every_error_code_is_explained() -> None:
     assert [code for code in re.findall(r"RCV-E\d{3}", text) if code not in used] == []
 
 
+def example(name: str, folder: Path, *arguments: str) -> list[str]:
+    """Run an example in a folder; gives its lines, the last of which is a page."""
+    path = ROOT / "examples" / name
+    assert len(path.read_text().splitlines()) < 50
+    done = subprocess.run([sys.executable, str(path), *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / done.stdout.splitlines()[-1]).exists()
+    return done.stdout.splitlines()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_audit_harden.py", "audit_your_model.py"])
 def test_the_examples_run(name: str, tmp_path: Path) -> None:
-    import sys
+    example(name, tmp_path)
 
-    path = ROOT / "examples" / name
-    assert len(path.read_text().splitlines()) < 40
-    done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert Path(tmp_path / done.stdout.splitlines()[-1]).exists()
+
+@pytest.mark.slow
+def test_the_example_of_a_shortcut_finds_it(tmp_path: Path) -> None:
+    told = dict(
+        line.rsplit(" ", 1) for line in example("find_shortcut.py", tmp_path) if line.startswith(("hon", "mis"))
+    )
+    for measure in ("relevance_mass", "pointing"):
+        assert float(told[f"misled: {measure}"]) < float(told[f"honest: {measure}"]) - 0.05
+
+
+@pytest.mark.slow
+def test_the_example_of_methods_of_ones_own_attacks_and_explains(tmp_path: Path) -> None:
+    broken = ast.literal_eval(example("custom_methods.py", tmp_path)[-2])
+    assert broken["fade"] > 0 and broken["pgd"] > 0
+    page = (tmp_path / "reports/custom/audit/report.html").read_text()
+    assert "rows heat map of the adversarial image" in page
+
+
+@pytest.mark.slow
+def test_the_example_of_a_torchvision_network_audits_a_folder(tmp_path: Path) -> None:
+    """On a network as small as torchvision has, with weights of nobody: two classes, so that it is sometimes right."""
+    import torchvision
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / "weights.pth")
+    pixels = torch.randint(0, 256, (12, 48, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for k, each in enumerate(pixels):
+        place = tmp_path / "photos/test" / ("cat", "dog")[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each.numpy()).save(place / f"{k}.png")
+    lines = example("audit_torchvision.py", tmp_path, "squeezenet1_1", "photos", "12", "weights.pth")
+    assert re.match(r"6 of 12 right; \d+ still right under attack at L-inf 4/255", lines[0])
+
+
+@pytest.mark.slow
+def test_the_gate_for_github_actions_passes_a_good_model_and_stops_a_bad_one(trained: Path, tmp_path: Path) -> None:
+    import yaml
+
+    job = yaml.safe_load((ROOT / "examples/github_actions.yml").read_text())["jobs"]["audit"]
+    steps = {step["name"]: step["run"] for step in job["steps"] if "name" in step}
+    bin_folder = str(Path(sys.executable).parent)
+    summary = tmp_path / "summary"
+    environment = {**os.environ, "MODEL": str(trained), "DATA": "digits", "GITHUB_STEP_SUMMARY": str(summary),
+                   "PATH": f"{bin_folder}:{os.environ['PATH']}"}  # fmt: skip
+
+    def run(script: str) -> int:
+        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+        return subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True).returncode
+
+    assert run(steps["Audit"]) == 0 and run(steps["Summary"]) == 0
+    assert "PASS" in summary.read_text() and (tmp_path / "audit/report.html").exists()
+    assert run(steps["Audit"].replace("clean_accuracy=0.80", "clean_accuracy=0.999").replace("-o audit", "-o bad")) == 3
+    assert "FAIL" in (tmp_path / "bad/summary.md").read_text()
 
 
 def test_the_published_samples_are_of_this_page_and_show_no_foreign_images() -> None:

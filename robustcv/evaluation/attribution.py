@@ -53,7 +53,8 @@ def explain_images(
             own, accepted = dict(options.get(name, {})), inspect.signature(method).parameters
             if isinstance(own.get("regions"), Tensor) and own["regions"].ndim == 3:
                 own["regions"] = own["regions"][rows]
-            own.setdefault("rows", rows_at_once)
+            if "rows" in accepted:  # a method of the user's may do without
+                own.setdefault("rows", rows_at_once)
             if "pool" in accepted and own["rows"] == rows_at_once:
                 own["pool"] = pool
             before, started = pool.forwards, time.monotonic()
