@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-all bench bench-models samples screenshots clean
+.PHONY: help demo test check test-all dist docs bench bench-models samples screenshots clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,6 +30,19 @@ test-all: $(VENV)/.installed-test  ## every case of every table (80 min at most)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto
+	$(MAKE) dist docs
+
+dist: $(VENV)/.installed-test  ## build wheel and sdist, install each into a clean environment and run its demo
+	rm -rf build dist
+	$(BIN)/python -m build --quiet --outdir dist
+	for made in dist/*.whl dist/*.tar.gz; do \
+	  clean=$$(mktemp -d) && $(PYTHON) -m venv $$clean/venv \
+	  && $(BIN)/uv pip install --quiet --python $$clean/venv/bin/python --constraints constraints.txt $$made \
+	  && (cd $$clean && venv/bin/robustcv demo --quiet && venv/bin/robustcv doctor) && rm -rf $$clean || exit 1; \
+	done
+
+docs: $(VENV)/.installed-docs  ## build the documentation site into reports/site; a warning is an error
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: .venv-bench/.installed  ## measure against the usual tools, in an environment of its own
 	.venv-bench/bin/python benchmarks/run.py $(if $(AUTOATTACK),--autoattack $(AUTOATTACK))
@@ -44,7 +57,7 @@ screenshots: $(VENV)/.installed-test  ## picture each section of the sample page
 	$(BIN)/python reports/samples/make_screenshots.py reports/samples/*.html $(PAGES)
 
 clean:           ## remove environments and caches, keep reports
-	rm -rf .venv .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # -- environments: made once, made again only when the pins or the metadata change ---------------------------------
 
@@ -63,6 +76,10 @@ $(VENV)/.installed: constraints.txt pyproject.toml | $(VENV)/bin/uv
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraints constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraints constraints.txt --editable '.[docs]'
 	@touch $@
 
 .venv-bench/.installed: constraints-bench.txt pyproject.toml | $(VENV)/bin/uv

@@ -11,7 +11,7 @@ METHOD = "integrated_gradients"
 
 def audited(data: str, folder: str) -> rc.Run:
     """Train on one set, and explain what the model sees in 60 test images that carry a tag anywhere."""
-    made = rc.train(data, epochs=6, out=f"{folder}/model")
+    made = rc.train(data, epochs=3, out=f"{folder}/model")
     clean = made.metric("clean_accuracy")
     print(f"{data}: {clean.count} of {clean.n} test images right")
     return rc.explain(f"{folder}/model", "shapes:32,shortcut", n=60, method=METHOD,

@@ -1,5 +1,6 @@
 """Fixtures: classifiers with known answers, one trained model, and what a test needs of the machine."""
 
+import gc
 import os
 import shutil
 import socket
@@ -129,3 +130,9 @@ def chromium() -> str:
             pytest.fail(message)
         pytest.skip(message)
     return found
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later garbage collection: hypothesis asks for one with each example."""
+    gc.collect()
+    gc.freeze()

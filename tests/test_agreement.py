@@ -59,13 +59,12 @@ def test_what_one_attack_alone_breaks_is_counted_and_is_broken() -> None:
 
 
 def test_the_same_attack_twice_has_two_names_and_a_page(trained, tmp_path) -> None:
-    run = rc.audit(str(trained), "digits", n=60, eps="16/255", sweep=False, effort="thorough", agreement=20, cases=2,
-                   explain=(), quiet=True, out=tmp_path / "a")  # fmt: skip
+    options = {"n": 20, "eps": "16/255", "sweep": False, "effort": "thorough", "cases": 2, "explain": (), "quiet": True}
+    run = rc.audit(str(trained), "digits", **options, agreement=6, out=tmp_path / "a")
     table = run.record.agreement
     assert len(set(table.attacks)) == len(table.attacks) == 7 and "apgd (2)" in table.attacks
     assert "Do the attacks agree?" in run.page.read_text()
-    once = rc.audit(str(trained), "digits", n=60, eps="16/255", sweep=False, effort="thorough", cases=2, explain=(),
-                    quiet=True)  # fmt: skip
+    once = rc.audit(str(trained), "digits", **options)
     assert once.record.agreement is None and once.record.metrics == run.record.metrics
 
 

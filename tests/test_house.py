@@ -3,14 +3,18 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import licences
 import pytest
 import torch
 from PIL import Image
+
+from robustcv.cli import build
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +42,7 @@ def test_the_pins_hold_no_addresses_and_cover_every_dependency() -> None:
     }
     extras = [text for extra in project["optional-dependencies"].values() for text in extra]
     wanted = [*project["dependencies"], *(text for text in extras if not text.startswith("robustcv"))]
-    assert {text.split(">")[0].split("<")[0].strip().lower() for text in wanted} <= pinned
+    assert {re.split(r"[<>\[]", text)[0].strip().lower() for text in wanted} <= pinned
 
 
 def test_the_readme_names_every_room_and_every_verb() -> None:
@@ -100,13 +104,13 @@ def test_the_example_of_a_torchvision_network_audits_a_folder(tmp_path: Path) ->
 
     torch.manual_seed(0)
     torch.save(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / "weights.pth")
-    pixels = torch.randint(0, 256, (12, 48, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (4, 48, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for k, each in enumerate(pixels):
         place = tmp_path / "photos/test" / ("cat", "dog")[k % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(each.numpy()).save(place / f"{k}.png")
-    lines = example("audit_torchvision.py", tmp_path, "squeezenet1_1", "photos", "12", "weights.pth")
-    assert re.match(r"6 of 12 right; \d+ still right under attack at L-inf 4/255", lines[0])
+    lines = example("audit_torchvision.py", tmp_path, "squeezenet1_1", "photos", "4", "weights.pth")
+    assert re.match(r"2 of 4 right; \d+ still right under attack at L-inf 4/255", lines[0])
 
 
 @pytest.mark.slow
@@ -124,10 +128,38 @@ def test_the_gate_for_github_actions_passes_a_good_model_and_stops_a_bad_one(tra
         shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
         return subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True).returncode
 
-    assert run(steps["Audit"]) == 0 and run(steps["Summary"]) == 0
+    audit = steps["Audit"].replace("-n 300", "-n 80")
+    assert run(audit) == 0 and run(steps["Summary"]) == 0
     assert "PASS" in summary.read_text() and (tmp_path / "audit/report.html").exists()
-    assert run(steps["Audit"].replace("clean_accuracy=0.80", "clean_accuracy=0.999").replace("-o audit", "-o bad")) == 3
+    assert run(audit.replace("clean_accuracy=0.80", "clean_accuracy=0.999").replace("-o audit", "-o bad")) == 3
     assert "FAIL" in (tmp_path / "bad/summary.md").read_text()
+
+
+def test_the_licence_of_every_dependency_is_listed_and_none_is_gpl() -> None:
+    text = (ROOT / "docs/licences.md").read_text()
+    listed = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+) \|$", text, re.M))
+    stated = {name: licences.licence_of(name, package) for name, package in licences.brought().items()}
+    assert len(stated) > 60 and "" not in stated.values()
+    assert {name: listed.get(name) for name in stated} == stated, "python tests/licences.py > docs/licences.md"
+    assert [name for name, licence in stated.items() if "GPL" in licence or "General Public" in licence] == []
+
+
+def commands_told() -> list[str]:
+    """List every robustcv command in README and documentation, its lines joined and its remarks left out."""
+    found = []
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"^```(?:bash)?\n(.*?)^```", path.read_text(), re.M | re.S):
+            lines = [line.partition("#")[0] for line in block.replace("\\\n", " ").splitlines()]
+            found += [" ".join(line.split()) for line in lines if line.startswith("robustcv ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands_told())
+def test_every_command_that_is_told_can_be_given(command: str, monkeypatch) -> None:
+    """Names, options and values are those of the command line; nothing is run."""
+    given = shlex.split(command.replace(" ...", " --model m --data d"))[1:]
+    _, bound, _ = build(None, given).parse_args(given, print_error=False, exit_on_error=False)
+    assert bound is not None
 
 
 def test_the_published_samples_are_of_this_page_and_show_no_foreign_images() -> None:
