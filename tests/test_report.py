@@ -253,6 +253,24 @@ def test_heat_maps_of_one_image_share_their_scale() -> None:
     assert images.diverging(np.array([-1.0, 0.0]))[:, 2].tolist() == [160, 255]
 
 
+def test_large_changes_are_sampled_and_large_maps_averaged() -> None:
+    """Each pixel of a sampled change is one of the change's own; an averaged map keeps its mean."""
+    rng = np.random.default_rng(0)
+    clean = rng.random((3, 224, 300), dtype=np.float32)
+    change = rng.choice([-8, 0, 8], size=clean.shape).astype(np.float32) / 255
+    picture, factor = images.perturbation(clean, clean + change)
+    assert picture.shape == (119, 160, 3) and factor == 15
+    wanted = {round((0.5 + 15 * step / 255) * 255) for step in (-8, 0, 8)}
+    assert {int(value) for value in np.unique(picture)} <= {near + d for near in wanted for d in (-1, 0, 1)}
+    smooth = np.linspace(-1, 1, 224 * 300, dtype=np.float32).reshape(1, 224, 300)
+    (coloured,), scale = images.heatmap_pair([smooth])
+    assert coloured.shape == (119, 160, 3) and scale == pytest.approx(0.995, abs=0.01)
+    (blue, red), (middle,) = coloured[0, 0, [2, 0]], coloured[59:60, 80, 0]
+    assert blue > red and middle > 240
+    (small,), _ = images.heatmap_pair([smooth[:, :64, :64]])
+    assert small.shape == (64, 64, 3)
+
+
 def test_a_change_is_amplified_by_the_number_that_is_told() -> None:
     clean = np.full((3, 2, 2), 0.5, np.float32)
     picture, factor = images.perturbation(clean, clean + 0.05)

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOSSLESS_UP_TO = 64  # pixels; larger pictures are previews, the exact ones lie in evidence/
+TEXTURE_UP_TO = 160  # pixels; changes and maps are as fine as noise, and would be most of the page
+SHADES = 24  # of each colour of a map: more cannot be told apart, and cost bytes
 
 # against the target - neutral - for it; safe for colour-blind readers, unlike red and green
 _STOPS = np.array([[24, 78, 160], [122, 170, 226], [255, 255, 255], [240, 178, 112], [176, 84, 0]], dtype=float)
@@ -14,7 +16,7 @@ _STOPS = np.array([[24, 78, 160], [122, 170, 226], [255, 255, 255], [240, 178, 1
 
 def diverging(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Colour values in [-1, 1]: blue below 0, white at 0, orange above."""
-    place = (np.clip(values, -1, 1) + 1) / 2 * (len(_STOPS) - 1)
+    place = ((np.clip(values, -1, 1) * SHADES).round() / SHADES + 1) / 2 * (len(_STOPS) - 1)
     channels = [np.interp(place, np.arange(len(_STOPS)), _STOPS[:, k]) for k in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
@@ -25,18 +27,42 @@ def heatmap_pair(maps: list[NDArray[np.float32]]) -> tuple[list[NDArray[np.uint8
     The channels are summed. The scale is the 99.5th percentile of the absolute values of all the maps together; what
     lies beyond is shown in full colour. Gives the pictures and the scale.
     """
-    flat = [np.asarray(each, dtype=float).sum(axis=0) for each in maps]
+    flat = [_averaged(np.asarray(each, dtype=float).sum(axis=0)) for each in maps]
     scale = float(np.quantile(np.abs(np.concatenate([each.ravel() for each in flat])), 0.995)) or 1.0
     return [diverging(each / scale) for each in flat], scale
 
 
+def _averaged(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average a map ``h w`` over as many neighbours as bring it to TEXTURE_UP_TO pixels; small ones stay."""
+    from PIL import Image
+
+    height, width = values.shape
+    share = TEXTURE_UP_TO / max(height, width)
+    if share >= 1:
+        return values
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BOX), dtype=float)
+
+
+def _sampled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take every so manieth pixel of a picture ``h w 3`` that is larger than TEXTURE_UP_TO, as it is."""
+    height, width, _ = pixels.shape
+    every = max(1.0, max(height, width) / TEXTURE_UP_TO)
+    rows, columns = (np.arange(int(side / every)) * every for side in (height, width))
+    return np.asarray(pixels[rows.astype(int)][:, columns.astype(int)], dtype=np.uint8)
+
+
 def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> tuple[NDArray[np.uint8], int]:
-    """Show a change ``c h w`` around mid-grey, amplified by a whole number until its largest value nearly saturates."""
+    """Show a change ``c h w`` around mid-grey, amplified by a whole number until its largest value nearly saturates.
+
+    Gives the picture ``h w 3``, a sample of the pixels where it is large, and the factor.
+    """
     change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
     largest = float(np.abs(change).max())
     factor = max(1, int(0.5 / largest + 1e-4)) if largest > 0 else 1
     pixels = np.clip(0.5 + factor * change, 0, 1).transpose(1, 2, 0)
-    return np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2), factor
+    whole = np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2)
+    return _sampled(whole), factor
 
 
 def unit(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -59,7 +85,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     if max(picture.size) <= LOSSLESS_UP_TO:
         picture.save(buffer, "WEBP", lossless=True, quality=100, method=6)
     else:
-        picture.save(buffer, "WEBP", quality=90, method=6)
+        picture.save(buffer, "WEBP", quality=80, method=6)
     return _uri(buffer)
 
 

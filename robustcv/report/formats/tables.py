@@ -14,7 +14,7 @@ from robustcv.records import Record
 TABLES = (
     "metrics", "attacks", "preflight", "flags", "gates", "classes", "calibration", "calibration_attacked",
     "corruptions", "others", "certified",
-    "explanations", "measures", "stability", "focus",
+    "explanations", "measures", "stability", "focus", "overview",
 )  # fmt: skip
 
 
@@ -24,10 +24,12 @@ def tables(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     found: dict[str, list[dict[str, Any]]] = {name: _rows(getattr(record, name)) for name in TABLES}
     if record.training is not None:
         found["epochs"] = _rows(record.training.epochs)
+    if record.agreement is not None:
+        found["agreement"] = _rows((record.agreement,))
     if record.tuning is not None:
         found["trials"] = _rows(record.tuning.trials)
     if record.comparison is not None:
-        found["paired"] = _rows(record.comparison.paired)
+        found |= {"paired": _rows(record.comparison.paired), "moved": _rows(record.comparison.moved)}
         for name in ("metrics", "attacks", "classes"):
             sides = (record.comparison.a, record.comparison.b)
             found[name] = [{"run": side.name, **row} for side in sides for row in _rows(getattr(side, name))]
