@@ -293,3 +293,75 @@ def test_blocks_are_plain_values() -> None:
 
     made = [each for each in vars(blocks).values() if dataclasses.is_dataclass(each)]
     assert len(made) > 8 and all(each.__dataclass_params__.frozen for each in made)
+
+
+SHARES_IN = ("curve", "paired", "classes", "certified", "agreement", "overview")
+
+
+def test_every_percentage_of_accuracy_has_its_n_and_interval_behind_it(pages) -> None:
+    """In the tiles and in the tables of accuracy: what is shown lies within its interval."""
+    shown = 0
+    for folder in pages.values():
+        page = (folder / "report.html").read_text()
+        tiles = re.findall(r'<div class="tile"><span>([^<]*)</span><b([^>]*)>([^<]*)</b>', page)
+        found = [(rest, text) for label, rest, text in tiles if "Relative error" not in label and "gap" not in label]
+        for name, content in re.findall(r'<section class="card[^"]*" id="(\w+)">(.*?)</section>', page, re.S):
+            if name in SHARES_IN:
+                found += re.findall(r"<td([^>]*)>(\d+(?:\.\d)?\xa0%)", content)
+        for attributes, text in found:
+            if not re.fullmatch(r"\d+(\.\d)?\xa0%", text):
+                continue
+            told = dict(re.findall(r'data-([\w-]+)="([^"]*)"', attributes))
+            assert {"metric", "n", "ci-low", "ci-high"} <= told.keys(), (text, attributes)
+            low, high, share = float(told["ci-low"]), float(told["ci-high"]), float(text.split("\xa0")[0]) / 100
+            assert int(told["n"]) > 0 and low - 0.006 <= share <= high + 0.006, (text, told)
+            shown += 1
+    assert shown > 60
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1
+SIMULATED = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def tokens(scheme: str) -> dict[str, np.ndarray]:
+    """Read the page's colours, as linear RGB."""
+    css = (Path(report.__file__).parent / "report.css").read_text()
+    block = re.findall(r":root\{([^}]*--bg[^}]*)\}", css)[0 if scheme == "light" else 1]
+    found = {}
+    for name, value in re.findall(r"--(\w+):#([0-9A-Fa-f]{3,6})", block):
+        full = value if len(value) == 6 else "".join(2 * digit for digit in value)
+        part = np.array([int(full[k : k + 2], 16) for k in (0, 2, 4)]) / 255
+        found[name] = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    return found
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    from skimage.color import rgb2lab
+
+    bounded = np.clip(linear, 0, 1)
+    coded = np.where(bounded <= 0.0031308, 12.92 * bounded, 1.055 * bounded ** (1 / 2.4) - 0.055)
+    return rgb2lab(coded[None, None])[0, 0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_can_be_told_apart_by_the_colour_blind_and_text_can_be_read(scheme: str) -> None:
+    from skimage.color import deltaE_ciede2000
+
+    colours = tokens(scheme)
+    for group in (("pass", "inc", "fail"), ("s1", "s2", "s3", "s4")):
+        for matrix in (np.eye(3), *map(np.array, SIMULATED.values())):
+            seen = [lab(matrix @ colours[name]) for name in group]
+            apart = [float(deltaE_ciede2000(a, b)) for k, a in enumerate(seen) for b in seen[k + 1 :]]
+            assert min(apart) >= 15, (group, apart)
+
+    def contrast(a: str, b: str) -> float:
+        bright, dim = sorted((float(colours[name] @ [0.2126, 0.7152, 0.0722]) for name in (a, b)), reverse=True)
+        return (bright + 0.05) / (dim + 0.05)
+
+    for ground in ("bg", "card"):
+        assert min(contrast(name, ground) for name in ("text", "muted", "pass", "inc", "fail", "accent")) >= 4.5
+        assert min(contrast(name, ground) for name in ("s1", "s2", "s3", "s4")) >= 3

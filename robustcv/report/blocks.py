@@ -5,6 +5,16 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Told:
+    """What stands behind a percentage: the metric, how many images it is of, and its interval, as shares."""
+
+    metric: str
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Tile:
     """One figure of the first screen."""
 
@@ -14,6 +24,7 @@ class Tile:
     delta: str = ""
     delta_note: str = ""
     better: bool | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Cell:
     colour: str = ""
     link: str = ""
     value: float | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True)

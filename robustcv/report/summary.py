@@ -1,9 +1,10 @@
 """The first screen: the verdict's sentence, four tiles, the checks."""
 
+import dataclasses
 from collections.abc import Callable
 
 from robustcv.records import Check, Gate, Metric, PairedMetric, Record, Tuning, find_metric
-from robustcv.report import numbers
+from robustcv.report import cells, numbers
 from robustcv.report.blocks import Tile
 
 GLYPHS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "◐", "NO GATE": "○", "INCOMPLETE": "◌"}
@@ -172,7 +173,7 @@ def tiles(record: Record) -> tuple[Tile, ...]:
     if record.comparison is not None:
         return _compare_tiles(record)
     clean = record.metric("clean_accuracy")
-    first = Tile("Clean accuracy", numbers.percent(clean), numbers.interval(clean) if clean else "no test split given")
+    first = _metric_tile("Clean accuracy", clean, "no test split given")
     if record.tuning is not None:
         return _tuning_tiles(record.tuning)
     if record.verb in ("train", "harden"):
@@ -183,18 +184,16 @@ def tiles(record: Record) -> tuple[Tile, ...]:
     where = numbers.threat(robust.eps or 0, robust.norm or "linf") if robust else ""
     return (
         first,
-        Tile(
-            f"Robust accuracy, {where} (upper bound)",
-            numbers.percent(robust),
-            numbers.interval(robust) if robust else "add --eps 8/255",
-        ),
-        Tile(
-            "Calibration error",
-            numbers.percent(error),
-            numbers.interval(error) if error else "",
-        ),
+        _metric_tile(f"Robust accuracy, {where} (upper bound)", robust, "add --eps 8/255"),
+        _metric_tile("Calibration error", error, ""),
         *_explainer_tiles(record)[:1],
     )
+
+
+def _metric_tile(label: str, metric: Metric | None, absent: str) -> Tile:
+    """Make the tile of a metric; ``absent`` is the remark where there is none."""
+    note = absent if metric is None else numbers.interval(metric)
+    return Tile(label, numbers.percent(metric), note, told=cells.told_of(metric))
 
 
 def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
@@ -232,6 +231,7 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
             "Validation accuracy",
             numbers.share(kept.validation_correct / n, n),
             f"epoch {kept.epoch}, the one kept; n{numbers.NBSP}={numbers.NBSP}{n:,}",
+            told=cells.told("validation", kept.validation_correct, n),
         )
     ]
     if kept.validation_robust is not None:
@@ -243,12 +243,10 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
                 "Validation, attacked" if against else f"Validation, attacked at {at}",
                 numbers.share(kept.validation_robust / n, n),
                 f"{by} alone; audit for the worst case",
+                told=cells.told("validation, attacked", kept.validation_robust, n),
             )
         )
-    error = record.metric("calibration_error")
-    made.append(
-        Tile("Calibration error", numbers.percent(error), numbers.interval(error) if error else "no test split")
-    )
+    made.append(_metric_tile("Calibration error", record.metric("calibration_error"), "no test split"))
     seconds = sum(epoch.seconds for epoch in training.epochs)
     each = seconds / max(1, training.epochs[-1].epoch)
     made.append(Tile("Training time", numbers.duration(seconds), f"{numbers.duration(each)} an epoch"))
@@ -297,6 +295,7 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
                 f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
                 f"against {record.comparison.a.name}, paired",
                 None if pair.low <= 0 <= pair.high else pair.difference > 0,
+                cells.told(pair.name, pair.both + pair.only_b, n),
             )
         )
     sides = record.comparison.a, record.comparison.b
@@ -304,9 +303,8 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
     if errors[0] and errors[1] and errors[0].value is not None and errors[1].value is not None:
         difference = errors[1].value - errors[0].value
         delta = f"{numbers.arrow(difference)} {numbers.points(difference)}"
-        made.append(
-            Tile("Calibration error", numbers.percent(errors[1]), numbers.interval(errors[1]), delta, "lower is better")
-        )
+        tile = _metric_tile("Calibration error", errors[1], "")
+        made.append(dataclasses.replace(tile, delta=delta, delta_note="lower is better"))
     pair = paired_headline(record)
     if pair is not None:
         made.append(

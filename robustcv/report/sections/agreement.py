@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from robustcv import stats
 from robustcv.records import Agreement, Record
-from robustcv.report import numbers
+from robustcv.report import cells, numbers
 from robustcv.report.blocks import Cell, Section, Table
-from robustcv.report.images import cividis
 
 Files = Mapping[str, bytes]
 
@@ -28,16 +27,15 @@ def agreement(record: Record, files: Files) -> Section | None:
 
 def _row(found: Agreement, k: int) -> tuple[Cell, ...]:
     own = found.both[k][k]
-    cells = [Cell(found.attacks[k])]
+    made = [Cell(found.attacks[k])]
     for j, count in enumerate(found.both[k]):
         if j == k or own == 0:
-            cells.append(Cell("–" if j == k else "breaks none", number=True))
-            continue
-        background, colour = cividis(count / own)
-        cells.append(Cell(numbers.share(count / own, own), number=True, background=background, colour=colour))
+            made.append(Cell("–" if j == k else "breaks none", number=True))
+        else:
+            made.append(cells.heat("agreement", count, own))
     low, high = stats.wilson(own, found.n)
     digits = 1 if found.n >= 100 else 0
     interval = f"95 % CI {100 * low:.{digits}f}–{100 * high:.{digits}f}"
-    cells.append(Cell(numbers.share(own / found.n, found.n), interval, number=True))
-    cells.append(Cell(f"{found.only[k]:,}", number=True))
-    return tuple(cells)
+    made.append(cells.share("broken", own, found.n, interval))
+    made.append(Cell(f"{found.only[k]:,}", number=True))
+    return tuple(made)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import CorruptionRow, OtherThreat, Record
-from robustcv.report import images, numbers
+from robustcv.report import cells, images, numbers
 from robustcv.report.blocks import Block, Cell, Gallery, Item, Picture, Section, Strip, Table
 
 Files = Mapping[str, bytes]
@@ -52,19 +52,14 @@ def _patch(threat: OtherThreat, files: Files) -> Gallery:
     return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=5)
 
 
-def _corruptions(cells: tuple[CorruptionRow, ...]) -> Table:
-    names = list(dict.fromkeys(each.name for each in cells))
-    severities = sorted({each.severity for each in cells})
+def _corruptions(found: tuple[CorruptionRow, ...]) -> Table:
+    names = list(dict.fromkeys(each.name for each in found))
+    severities = sorted({each.severity for each in found})
     rows = []
     for name in names:
-        own = {each.severity: each for each in cells if each.name == name}
-        heat = [_heat(own[severity]) for severity in severities]
+        own = {each.severity: each for each in found if each.name == name}
+        heat = [cells.heat("corruption_accuracy", own[k].correct, own[k].n) for k in severities]
         mean = sum(each.correct for each in own.values()) / sum(each.n for each in own.values())
         rows.append((Cell(name.replace("_", " ")), *heat, Cell(numbers.share(mean, own[severities[0]].n), number=True)))
     headers = ("right under", *(f"severity {severity}" for severity in severities), "mean")
     return Table(headers, tuple(rows), caption="Common corruptions", matrix=True)
-
-
-def _heat(cell: CorruptionRow) -> Cell:
-    background, colour = images.cividis(cell.correct / cell.n)
-    return Cell(numbers.share(cell.correct / cell.n, cell.n), number=True, background=background, colour=colour)

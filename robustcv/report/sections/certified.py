@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import Certified, Record
-from robustcv.report import charts, numbers
+from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Block, Cell, Chart, Section, Table, Text
 
 Files = Mapping[str, bytes]
@@ -56,8 +56,8 @@ def _table(rows: list[Certified]) -> Table:
         (
             Cell(numbers.threat(row.eps, row.norm), _OF[row.method] if k == 0 else ""),
             Cell(f"{row.n:,}", number=True),
-            Cell(numbers.share(row.certified / row.n, row.n), number=True),
-            Cell(numbers.share(1 - row.broken / row.n, row.n), number=True),
+            cells.share("certified_accuracy", row.certified, row.n),
+            cells.share("robust_accuracy", row.n - row.broken, row.n),
             Cell(f"{100 * row.low:.1f} to {100 * row.high:.1f}{numbers.NBSP}%", number=True),
         )
         for k, row in enumerate(rows)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import Record
-from robustcv.report import numbers
+from robustcv.report import cells, numbers
 from robustcv.report.blocks import Cell, Section, Table
 
 Files = Mapping[str, bytes]
@@ -21,8 +21,8 @@ def paired(record: Record, files: Files) -> Section | None:
         rows.append(
             (
                 Cell(name),
-                Cell(numbers.share((pair.both + pair.only_a) / n, n), number=True),
-                Cell(numbers.share((pair.both + pair.only_b) / n, n), number=True),
+                cells.share(pair.name, pair.both + pair.only_a, n),
+                cells.share(pair.name, pair.both + pair.only_b, n),
                 Cell(numbers.points(pair.difference), numbers.between(pair.low, pair.high), number=True),
                 Cell(f"{pair.only_b:,}", number=True),
                 Cell(f"{pair.only_a:,}", number=True),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import CalibrationBin, Record
-from robustcv.report import charts, numbers
+from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import case_gallery, paired_gallery
 
@@ -49,7 +49,7 @@ def calibration(record: Record, files: Files) -> Section | None:
                 Cell(name),
                 Cell(f"{each.low:.2f}–{each.high:.2f}"),
                 Cell(numbers.share(each.confidence, 100), number=True),
-                Cell(numbers.share(each.correct / each.n, each.n), number=True),
+                cells.share("accuracy", each.correct, each.n),
                 Cell(f"{each.n:,}", number=True),
             )
             for name, bins in series.items()
@@ -101,14 +101,11 @@ def _epoch_table(record: Record) -> Table:
         (
             Cell(str(epoch.epoch)),
             Cell(f"{epoch.loss:.3f}" if epoch.n else "not trained yet", number=True),
-            Cell(numbers.share(epoch.correct / epoch.n, epoch.n) if epoch.n else "not trained yet", number=True),
-            Cell(numbers.share(epoch.validation_correct / epoch.validation_n, epoch.validation_n), number=True),
-            Cell(
-                "not run"
-                if epoch.validation_robust is None
-                else numbers.share(epoch.validation_robust / epoch.validation_n, epoch.validation_n),
-                number=True,
-            ),
+            cells.share("training", epoch.correct, epoch.n) if epoch.n else Cell("not trained yet", number=True),
+            cells.share("validation", epoch.validation_correct, epoch.validation_n),
+            Cell("not run", number=True)
+            if epoch.validation_robust is None
+            else cells.share("validation, attacked", epoch.validation_robust, epoch.validation_n),
             Cell(numbers.duration(epoch.seconds), number=True),
         )
         for epoch in record.training.epochs

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import Metric, OverviewRow, Record, find_metric
-from robustcv.report import numbers
+from robustcv.report import cells, numbers
 from robustcv.report.blocks import Cell, Section, Table
 
 Files = Mapping[str, bytes]
@@ -52,5 +52,5 @@ def _row(row: OverviewRow) -> tuple[Cell, ...]:
 def _share(metric: Metric | None) -> Cell:
     if metric is None or metric.count is None:
         return Cell("not run")
-    share = metric.count / metric.n
-    return Cell(numbers.percent(metric), numbers.ends(metric), number=True, value=share)
+    share, told = metric.count / metric.n, cells.told_of(metric)
+    return Cell(numbers.percent(metric), numbers.ends(metric), number=True, value=share, told=told)

@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from robustcv.records import AttackResult, ClassRow, Metric, Record, Side
-from robustcv.report import charts, numbers
+from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
-from robustcv.report.images import cividis
 
 Files = Mapping[str, bytes]
 FEW_CLASSES, MANY_CLASSES, OVERLAID = 12, 50, 5
@@ -58,7 +57,7 @@ def curve(record: Record, files: Files) -> Section | None:
         tuple(
             (
                 Cell(numbers.eps_short(eps, norm)),
-                *(_metric_cell(next((m for m in metrics if (m.eps or 0) == eps), None)) for metrics in series.values()),
+                *(cells.metric(next((m for m in metrics if (m.eps or 0) == eps), None)) for metrics in series.values()),
             )
             for eps in every
         ),
@@ -94,12 +93,6 @@ def _curve_takeaway(series: dict[str, list[Metric]], norm: str, headline: float 
     return "Accuracy under attack over eps. " + "; ".join(parts) + "."
 
 
-def _metric_cell(metric: Metric | None) -> Cell:
-    if metric is None:
-        return Cell("not run")
-    return Cell(numbers.percent(metric), numbers.interval(metric), number=True)
-
-
 def classes(record: Record, files: Files) -> Section | None:
     """Tabulate accuracy per class, clean and under attack, worst first."""
     if record.comparison is not None:
@@ -114,8 +107,10 @@ def classes(record: Record, files: Files) -> Section | None:
     names = tuple(sides[0][1][k].name for k in order)
     lines = [("n", tuple(Cell(f"{sides[0][1][k].n:,}", number=True) for k in order))]
     for prefix, rows in sides:
-        lines.append((f"{prefix}clean", tuple(_heat_cell(rows[k].clean, rows[k].n) for k in order)))
-        lines.append((f"{prefix}{where}", tuple(_heat_cell(rows[k].robust, rows[k].n) for k in order)))
+        lines.append((f"{prefix}clean", tuple(_heat_cell("clean_accuracy", rows[k].clean, rows[k].n) for k in order)))
+        lines.append(
+            (f"{prefix}{where}", tuple(_heat_cell("robust_accuracy", rows[k].robust, rows[k].n) for k in order))
+        )
     tested = sides[-1][1]
     if record.comparison is None and all(row.p_value is not None for row in tested):
         told = (Cell(numbers.p_value(tested[k].p_value or 0.0).removeprefix("p = "), number=True) for k in order)
@@ -156,11 +151,8 @@ def _standing(row: ClassRow) -> tuple[float, str]:
     return ((row.robust or 0) / row.n if row.n else 2.0, row.name)
 
 
-def _heat_cell(count: int | None, n: int) -> Cell:
-    if count is None or n == 0:
-        return Cell("not run" if n else "no image", number=True)
-    background, colour = cividis(count / n)
-    return Cell(numbers.share(count / n, n), number=True, background=background, colour=colour)
+def _heat_cell(name: str, count: int | None, n: int) -> Cell:
+    return Cell("not run" if n else "no image", number=True) if count is None or n == 0 else cells.heat(name, count, n)
 
 
 def _escalated(record: Record) -> str:
