@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import os
 import re
 import threading
 from pathlib import Path
@@ -28,6 +29,29 @@ def browser(chromium: str):
         started.close()
 
 
+class Pages(dict[str, Path]):
+    """Pages by name; those of other data are made when a test asks for one."""
+
+    def __init__(self, root: Path, made: dict[str, Path]) -> None:
+        super().__init__(made)
+        self.root = root
+
+    def __missing__(self, name: str) -> Path:
+        data, n = {"shapes": ("shapes:64,shortcut", 24), "cifar": (photos() if name == "cifar" else "", 24)}[name]
+        rc.train(data, epochs=1, out=self.root / f"{name}-model", quiet=True)
+        rc.audit(str(self.root / f"{name}-model"), data, n=n, eps="4/255", effort="quick", cases=8, quiet=True,
+                 explain=("integrated_gradients", "grad_cam"), out=self.root / name)  # fmt: skip
+        self[name] = self.root / name / "report.html"
+        return self[name]
+
+
+def photos() -> str:
+    archive = Path(os.environ.get("ROBUSTCV_DATA", "")) / "cifar10.tar.xz"
+    if not archive.exists():
+        pytest.skip("no copy of CIFAR-10 under ROBUSTCV_DATA")
+    return str(archive)
+
+
 @pytest.fixture(scope="module")
 def page_file(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]:
     """Give an audit page and a comparison page."""
@@ -36,15 +60,16 @@ def page_file(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]
              also=("corruptions", "spatial", "patch"), set={"patch": {"steps": 10}})  # fmt: skip
     rc.compare(audited, root / "b", out=root / "compare")
     rc.compare(audited, root / "b", audited, names=("first", "again", "third"), out=root / "overview")
-    return {
+    made = {
         "audit": root / "b" / "report.html",
         "compare": root / "compare" / "report.html",
         "overview": root / "overview" / "report.html",
         "train": trained / "report.html",
     }
+    return Pages(root, made)
 
 
-RARE = [pytest.param(name, marks=pytest.mark.every_case) for name in ("train", "overview")]
+RARE = [pytest.param(name, marks=pytest.mark.every_case) for name in ("train", "overview", "shapes", "cifar")]
 
 
 @pytest.mark.parametrize("name", ["audit", "compare", *RARE])
@@ -113,14 +138,12 @@ TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 ALWAYS = {("audit", 1280, "light"), ("audit", 390, "dark"), ("overview", 390, "light")}
+AXE = itertools.product(("audit", "compare", "train", "overview", "cifar"), (1280, 390), ("light", "dark"))
 
 
 @pytest.mark.parametrize(
     ("name", "width", "scheme"),
-    [
-        pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.every_case)
-        for case in itertools.product(("audit", "compare", "train", "overview"), (1280, 390), ("light", "dark"))
-    ],
+    [pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.every_case) for case in AXE],
 )
 def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str, width: int, scheme: str) -> None:
     import axe_playwright_python

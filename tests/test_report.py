@@ -14,6 +14,7 @@ from PIL import Image
 import robustcv as rc
 from robustcv import records, report, runs
 from robustcv.report import blocks, images, numbers
+from robustcv.report.gallery import top_shared
 from robustcv.report.sections import SECTIONS
 from robustcv.report.thinning import thinned
 
@@ -251,6 +252,26 @@ def test_heat_maps_of_one_image_share_their_scale() -> None:
     assert scale == 2.0
     assert first[0, 0].tolist() == [176, 84, 0] and second[0, 0].tolist() == [240, 178, 112]
     assert images.diverging(np.array([-1.0, 0.0]))[:, 2].tolist() == [160, 255]
+
+
+def test_the_top_pixels_of_two_maps_are_compared_by_their_union() -> None:
+    a = np.zeros((3, 10, 10), dtype=np.float32)
+    a[0, 0, :] = np.arange(10, 20)
+    b = np.zeros_like(a)
+    b[1, 0, :5] = -np.arange(10, 15)  # signs do not matter, channels are summed
+    b[2, 5, :5] = np.arange(10, 15)
+    assert top_shared(a, a) == 1 and top_shared(a, -a) == 1 and top_shared(a, b) == pytest.approx(5 / 15)
+
+
+def test_a_gate_is_drawn_at_its_eps() -> None:
+    record = make_record(1000, ("a", "b"), 900, 300)
+    eps = record.headline_eps
+    gate = records.Gate(
+        name="robust_accuracy=0.4", metric="robust_accuracy", norm=None, eps=None, threshold=0.4, outcome="failed"
+    )
+    page, plain = (report.render(record.model_copy(update={"gates": gates}), {}) for gates in ((gate,), ()))
+    label = f'"eps: {eps * 255:g}; bar: 0.4"'
+    assert label in page and "thick bar: the gate" in page and label not in plain
 
 
 def test_large_changes_are_sampled_and_large_maps_averaged() -> None:

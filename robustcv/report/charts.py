@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -60,7 +61,9 @@ def _scales(alt: Any, names: list[str]) -> tuple[Any, Any, Any]:
     )
 
 
-def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, label: str) -> str:
+def robustness_curve(
+    rows: list[Row], *, chance: float | None, x_title: str, label: str, bars: Sequence[Row] = ()
+) -> str:
     """Draw robust accuracy over eps, one line a series, with its interval as a band and chance as a dotted line.
 
     Parameters
@@ -68,6 +71,8 @@ def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, lab
     rows
         ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``; where cases show what is behind a
         point, ``link`` leads to them.
+    bars
+        ``eps`` and ``bar`` of each gate: how high the curve must be there.
     """
     import altair as alt
 
@@ -101,6 +106,9 @@ def robustness_curve(rows: list[Row], *, chance: float | None, x_title: str, lab
     if chance is not None:
         level = alt.Chart(alt.Data(values=[{"share": chance}]))
         drawn += level.mark_rule(strokeDash=[2, 4], stroke="var(--muted)").encode(y="share:Q")
+    if bars:
+        gates = alt.Chart(alt.Data(values=list(bars)))
+        drawn += gates.mark_tick(thickness=4, size=26, color="var(--text)").encode(x="eps:Q", y="bar:Q")
     return to_svg(drawn.properties(width=620, height=300), label)
 
 

@@ -24,7 +24,7 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
     items = []
     for number, case in enumerate(record.cases):
         strips = _strips(number, case, record.data, files, maps, exact)
-        items.append(Item(_title(case, record.data), strips, _meta(case), _tags(case, record.data)))
+        items.append(Item(_title(case, record.data), strips, _meta(case, maps), _tags(case, record.data)))
     chosen = list(dict.fromkeys(case.selection for case in record.cases))
     counts = ", ".join(f"{sum(case.selection == each for case in record.cases)} {each}" for each in chosen)
     shown = (
@@ -146,7 +146,18 @@ def _outcome(case: Case) -> str:
     return f"broken by {case.attack} at {where}" if case.outcome == "broken" else f"stood {case.attack} at {where}"
 
 
-def _meta(case: Case) -> str:
+def top_shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Compute the intersection over union of the tenth of the pixels ``h w`` with the largest magnitude in two maps."""
+    tops = []
+    for each in (a, b):
+        magnitudes = np.abs(np.asarray(each, dtype=float).sum(axis=0)).ravel()
+        top = np.zeros(magnitudes.shape, dtype=bool)
+        top[np.argsort(-magnitudes, kind="stable")[: max(1, magnitudes.size // 10)]] = True
+        tops.append(top)
+    return float((tops[0] & tops[1]).sum() / (tops[0] | tops[1]).sum())
+
+
+def _meta(case: Case, maps: runs.Arrays) -> str:
     parts = [f"image {case.index}", _outcome(case)]
     if case.linf is not None and case.l2 is not None:
         parts.append(f"L-inf {case.linf:.4f}, L2 {case.l2:.3f}")
@@ -154,6 +165,10 @@ def _meta(case: Case) -> str:
         parts.append(f"logit explained {case.logit:.2f}")
     if case.outcome == "broken":
         parts.append("8-bit PNG fools too" if case.exact_8bit else "only the exact floats fool")
+    first = {ref.image: ref for ref in reversed(case.heatmaps) if ref.method == case.heatmaps[0].method}
+    if len(first) == 2 and not any(ref.zero for ref in first.values()):
+        shared = top_shared(*(maps[first[kind].file] for kind in ("clean", "adversarial")))
+        parts.append(f"maps: IoU {shared:.2f} of their top 10 % of pixels")
     return " · ".join(parts)
 
 

@@ -176,10 +176,11 @@
         body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * order(value(a), value(b))));
       });
     });
-    const search = table.closest("section").querySelector(".search input");
+    const section = table.closest("section"), search = section.querySelector(".search input");
     search?.addEventListener("input", () => {
       const text = search.value.toLowerCase();
-      for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(text);
+      for (const row of $("tbody tr", section)) row.hidden = !row.textContent.toLowerCase().includes(text);
+      if (text) $("details", section).forEach((each) => { each.open = true; });
     });
   }
 

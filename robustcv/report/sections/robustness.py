@@ -50,6 +50,7 @@ def curve(record: Record, files: Files) -> Section | None:
         chance=1 / classes if classes else None,
         x_title=f"eps ({unit})",
         label=_curve_takeaway(series, norm, record.headline_eps),
+        bars=[{"eps": round(eps * factor, 4), "bar": bar} for eps, bar in _bars(record, norm)],
     )
     every = sorted({metric.eps or 0 for metrics in series.values() for metric in metrics})
     table = Table(
@@ -65,9 +66,22 @@ def curve(record: Record, files: Files) -> Section | None:
     )
     subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
     subtitle += " · bands: pointwise 95 % Wilson" + (f" · dotted: chance, 1/{classes}" if classes else "")
+    if _bars(record, norm):
+        subtitle += " · thick bar: the gate"
     if len(record.overview) > len(series):
         subtitle += f" · {len(series)} of {len(record.overview)} runs"
     return Section("curve", "Robustness curve", subtitle, (Chart(svg, table),), "Robustness curve", "main")
+
+
+def _bars(record: Record, norm: str) -> list[tuple[float, float]]:
+    """List the gates on robust accuracy: at which eps, and how high."""
+    gates = [gate for gate in record.gates if gate.metric == "robust_accuracy" and gate.kind != "drop"]
+    return [
+        (eps, gate.threshold)
+        for gate in gates
+        if (gate.norm or norm) == norm
+        and (eps := gate.eps if gate.eps is not None else record.headline_eps) is not None
+    ]
 
 
 def _fallen_at(record: Record, eps: float | None, norm: str) -> str:
@@ -137,7 +151,7 @@ def _class_tables(names: tuple[str, ...], lines: list[tuple[str, tuple[Cell, ...
         return (Table(("", *names), rows, matrix=True),)
     headers = ("class", *(label for label, _ in lines))
     rows = tuple((Cell(name), *(cells[k] for _, cells in lines)) for k, name in enumerate(names))
-    tables = [Table(headers, rows[:MANY_CLASSES])]
+    tables = [Table(headers, rows[:MANY_CLASSES], sortable=True)]
     if len(rows) > MANY_CLASSES:
         tables.append(Table(headers, rows[MANY_CLASSES:], folded=f"{len(rows) - MANY_CLASSES} more classes"))
     return tuple(tables)
