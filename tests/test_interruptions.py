@@ -128,6 +128,18 @@ def test_one_ctrl_c_in_an_audit_gives_a_page_of_what_there_is(trained, tmp_path,
     assert resumed.evidence.failures > 0
 
 
+def test_one_ctrl_c_in_a_search_keeps_the_finished_trials(tmp_path, monkeypatch) -> None:
+    out, options = tmp_path / "run", {"trials": 3, "epochs": 2, "quiet": True}
+    with monkeypatch.context() as patch:
+        # each trial is validated twice at most: this is the first or the second epoch of the second trial
+        interrupted_at(patch, sys.modules["robustcv.training.fit"], "validate", 3)
+        run = rc.tune("digits", out=out, **options)
+    assert (run.verdict, run.exit_code) == ("INCOMPLETE", 130) and len(run.tuning.trials) == 1
+    assert "INCOMPLETE" in run.page.read_text() and (out / "best.toml").exists()
+    stopping._asked.clear()
+    assert len(rc.tune("digits", out=out, resume=True, **options).tuning.trials) == 3
+
+
 def test_one_ctrl_c_in_training_keeps_the_finished_epochs(tmp_path, monkeypatch) -> None:
     out, options = tmp_path / "run", {"epochs": 3, "quiet": True}
     with monkeypatch.context() as patch:

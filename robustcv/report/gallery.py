@@ -87,10 +87,13 @@ def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, 
     change, factor = images.perturbation(clean, attacked)
     where, told = numbers.threat(each.eps, each.norm), f"Change, amplified {factor} times"
     pictures = (
-        Picture(images.data_uri(images.plain(clean)), f"Clean image {each.index}, class {true}", true, shows="clean"),
+        Picture(
+            images.data_uri(images.plain(clean)), f"Clean image {each.index}, class {true}", "", true, shows="clean"
+        ),
         Picture(
             images.data_uri(images.plain(attacked)),
             f"Attacked image {each.index}, predicted {fooled} by {fell.name}",
+            "",
             fooled,
             bad=True,
             shows="attacked",

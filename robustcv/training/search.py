@@ -1,11 +1,13 @@
 """Search for good training options with Optuna: a study in a database, that processes and machines can share."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustcv import stopping
 from robustcv.errors import UserError, first_line, missing_extra
 
 STUDY = "robustcv"
@@ -137,31 +139,39 @@ def search(
     list of Trial
         All finished trials of the study, by number.
     """
+    with contextlib.suppress(stopping.Interrupted):  # the trial at work is dropped; those that ended stand
+        while len(finished(study)) < trials:
+            _try_one(study, suggestion, evaluate)
+            after()
+    return finished(study)
+
+
+def _try_one(
+    study: Any, suggestion: Callable[[Any], dict[str, Any]], evaluate: Callable[[dict[str, Any], Report], Scores]
+) -> None:
     import optuna
 
-    while len(finished(study)) < trials:
-        trial = study.ask()
-        options = suggestion(trial)
-        trial.set_user_attr("options", options)
+    trial = study.ask()
+    options = suggestion(trial)
+    trial.set_user_attr("options", options)
 
-        def report(epoch: int, value: float, trial: Any = trial) -> None:
-            trial.set_user_attr("epochs", epoch)
-            trial.report(value, epoch)
-            if trial.should_prune():
-                raise Pruned
+    def report(epoch: int, value: float) -> None:
+        trial.set_user_attr("epochs", epoch)
+        trial.report(value, epoch)
+        if trial.should_prune():
+            raise Pruned
 
-        try:
-            scores = evaluate(options, report)
-        except Pruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        except ArithmeticError:  # the loss was no number: nothing to learn from but to stay away
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            trial.set_user_attr("clean", scores.clean)
-            trial.set_user_attr("robust", scores.robust)
-            study.tell(trial, scores.value)
-        after()
-    return finished(study)
+    try:
+        scores = evaluate(options, report)
+    except Pruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    except ArithmeticError:  # the loss was no number: nothing to learn from but to stay away
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    else:
+        stopping.at_boundary()  # half a trial would count as a whole one
+        trial.set_user_attr("clean", scores.clean)
+        trial.set_user_attr("robust", scores.robust)
+        study.tell(trial, scores.value)
 
 
 def finished(study: Any) -> list[Trial]:

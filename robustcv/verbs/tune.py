@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from robustcv import records, runs
+from robustcv import records, runs, stopping
 from robustcv.errors import UserError, unknown_name
 from robustcv.runtime import Progress, pick_device
 from robustcv.training import OBJECTIVES
@@ -51,7 +51,9 @@ def tune(
             report(last["epoch"], _scores(last).value)
 
         threats = replace(training_threats(made), validate_with=judge)  # one attack judges all, standard ones too
-        fitted = fit_once(loaded.classifier, sets, made, after, threats=threats)
+        fitted = fit_once(
+            loaded.classifier, sets, made, after, threats=threats, advance=lambda _: stopping.at_boundary()
+        )
         return _scores(vars(next(each for each in fitted.epochs if each.epoch == fitted.selected_epoch)))
 
     with progress.stage(f"search, {options['trials']} trials", options["trials"]) as advance:
@@ -63,6 +65,7 @@ def tune(
         )  # fmt: skip
     best = [trial for trial in trials if trial.clean is not None]
     if not best:
+        stopping.at_boundary()
         raise UserError(
             "RCV-E097",
             f"not one of {len(trials)} trials was finished",
