@@ -12,7 +12,7 @@ import robustcv as rc
 if __name__ == "__main__":
     name, images, n, weights = [*sys.argv[1:], None][:4]
     run = rc.audit(
-        f"torchvision:{name}", images, weights=weights, n=int(n), eps=["2/255", "4/255"], effort="quick",
+        f"torchvision:{name}", images, weights=weights, n=int(n), resize=224, eps=["2/255", "4/255"], effort="quick",
         explain=["grad_cam"], cases=8, out=f"reports/{name}",
     )  # fmt: skip
     clean, robust = run.metric("clean_accuracy"), run.metric("robust_accuracy", eps=4 / 255, attack=None)

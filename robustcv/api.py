@@ -848,7 +848,7 @@ def _run_in(
                 return Run(runs.load(out), runs.load_files(out))
             from robustcv import report
 
-            report.write_formats(out, ["html", *options.get("format", ())])
+            report.write_formats(out, ["html", *options.get("format", ())], options.get("max_report_mb"))
             return Run(runs.load(out), runs.load_files(out), Path(out))
     try:
         result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))

@@ -412,7 +412,7 @@ class Moved(_Frozen):
     attack: str
     norm: str
     eps: float
-    prediction: int
+    prediction: int | None = Field(description="what the model that fell says; audits of before did not keep it")
 
 
 class Comparison(_Frozen):

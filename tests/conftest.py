@@ -136,3 +136,8 @@ def pytest_collection_finish() -> None:
     """Leave what the imports made out of every later garbage collection: hypothesis asks for one with each example."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let what was frozen be freed at the end, or libraries complain of leaks."""
+    gc.unfreeze()

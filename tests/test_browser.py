@@ -225,6 +225,29 @@ def test_a_table_of_runs_is_sorted_by_any_column_and_searched(browser, page_file
     page.close()
 
 
+def test_many_classes_are_sorted_as_numbers_through_the_fold(browser, tmp_path) -> None:
+    from test_report import make_record
+
+    record = make_record(1000, tuple(f"class {i}" for i in range(60)), 900, 300)
+    rows = tuple(row.model_copy(update={"n": 100, "clean": 100 - k, "robust": (k * 7) % 60}) for k, row
+                 in enumerate(record.classes))  # fmt: skip
+    path = tmp_path / "classes.html"
+    path.write_text(report.render(record.model_copy(update={"classes": rows}), {}))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    heads = page.locator("#classes table").first.locator("thead th")
+    column = next(k for k, head in enumerate(heads.all()) if head.inner_text() == "clean")
+    heads.nth(column).locator("button").click()
+    shares = [row.locator("th, td").nth(column).get_attribute("data-value") for row in
+              page.locator("#classes tbody tr").all()]  # fmt: skip
+    assert [float(each) for each in shares] == sorted(float(each) for each in shares) and len(shares) == 60
+    assert page.locator("#classes tbody").first.locator("tr").count() == 50
+    page.locator("#classes input[type=search]").fill("class 59")
+    visible = [row for row in page.locator("#classes tbody tr").all() if row.is_visible()]
+    assert len(visible) == 1
+    page.close()
+
+
 def test_a_case_is_compared_side_by_side_under_a_slider_and_in_turn(browser, page_file) -> None:
     page = browser.new_page()
     page.goto(page_file["audit"].as_uri())

@@ -108,7 +108,7 @@ def test_the_example_of_a_torchvision_network_audits_a_folder(tmp_path: Path) ->
     for k, each in enumerate(pixels):
         place = tmp_path / "photos/test" / ("cat", "dog")[k % 2]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(each.numpy()).save(place / f"{k}.png")
+        Image.fromarray(each.numpy()[: 48 - k]).save(place / f"{k}.png")  # photos differ in size
     lines = example("audit_torchvision.py", tmp_path, "squeezenet1_1", "photos", "4", "weights.pth")
     assert re.match(r"2 of 4 right; \d+ still right under attack at L-inf 4/255", lines[0])
 

@@ -1,10 +1,14 @@
 """compare, of many runs: paired with the first where that means something, and told why not where it does not."""
 
+import io
+import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import robustcv as rc
 from robustcv import runs, stats
@@ -57,7 +61,8 @@ def test_the_best_is_named_only_where_every_run_met_the_same_attacks(root: Path,
     for name, folders in places.items():
         run = rc.compare(*(root / each for each in folders), names=("a", "b", "c"), out=tmp_path / name)
         pages[name] = run.page.read_text()
-    assert "Of 3 audits on the same images, a stands most at L-inf 16/255" in pages["alike"]
+    assert "Of 3 audits on the same images, a and c stand most at L-inf 16/255" in pages["alike"]
+    assert "1 of the others cannot be told apart from a" in pages["alike"]
     assert "stands most" not in pages["other attacks"]
     assert "only those of the same threat and attacks on the same images can be compared" in pages["other attacks"]
 
@@ -81,6 +86,28 @@ def test_images_won_and_lost_are_such_as_the_models_themselves_show(root: Path, 
     page = run.page.read_text()
     assert page.count("one of those won, drawn by its hash") + page.count("broken → survived") >= 6
     assert "; new stood" in page and not list((tmp_path / "two").rglob("broken.zip"))
+
+
+def test_images_won_and_lost_of_audits_of_before_or_with_pictures_that_were_changed(root: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(root / "2-weaker", old)
+    lines = [json.loads(line) for line in (old / "cases.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["prediction"]
+    (old / "cases.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = rc.compare(old, root / "1-first", names=("old", "new"), out=tmp_path / "told")
+    assert {each.prediction for each in run.comparison.moved if each.moved == "won"} == {None}
+    assert "predicted not known by old" in run.page.read_text()
+    broken = old / "evidence" / "broken.zip"
+    with zipfile.ZipFile(broken) as archive:
+        names = archive.namelist()
+    with zipfile.ZipFile(broken, "w") as archive:
+        for name in names:
+            buffer = io.BytesIO()
+            Image.new("RGB", (5, 5) if "adversarial" in name else (32, 32)).save(buffer, "PNG")
+            archive.writestr(name, buffer.getvalue())
+    changed = rc.compare(old, root / "1-first", out=tmp_path / "changed").comparison.moved
+    assert [each for each in changed if each.moved == "won" and f"{each.index:07d}-clean.png" in names] == []
 
 
 def test_what_cannot_be_compared_is_refused(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from robustcv import records, report, runs
 from robustcv.report import blocks, images, numbers
 from robustcv.report.gallery import top_shared
 from robustcv.report.sections import SECTIONS
-from robustcv.report.thinning import thinned
+from robustcv.report.thinning import with_previews
 
 ENVIRONMENT = records.Environment(
     python="3.11", platform="test", device="cpu", threads=2, packages={"torch": "2"}, started="2026-01-01T00:00:00",
@@ -187,26 +188,42 @@ def test_a_page_can_be_held_to_a_size_and_says_what_it_gave_up(audited: Path) ->
     assert len(previews.encode()) <= 0.95 * size and "pictures are previews of at most 64 pixels" in previews
     assert f"of {cases} cases are shown" not in previews
     least = report.render(record, files, 0.001)
-    assert f"0 of {cases} cases are shown" in least and "text and charts alone take" in least
+    assert '<article class="case"' not in least and "Without cases, this page takes" in least
     most = (len(previews.encode()) + len(least.encode())) / 2
     some = report.render(record, files, most / 1e6)
     shown = some.count('<article class="case"')
-    assert len(some.encode()) <= most and 0 < shown < cases and f"; {shown} of {cases} cases are shown" in some
+    assert len(some.encode()) <= most and 0 < shown < cases and f", {shown} of {cases} cases are shown" in some
     assert report.render(record, files, most / 1e6) == some
     asked = record.model_copy(update={"options": {**record.options, "max_report_mb": most / 1e6}})
     assert f"of {cases} cases are shown" in report.render(asked, files)
 
 
-def test_large_pictures_become_previews_before_any_case_goes() -> None:
+def test_large_pictures_become_previews() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    items = tuple(blocks.Item(str(k), (blocks.Strip((blocks.Picture(images.data_uri(pixels), "", ""),)),), "")
-                  for k in range(4))  # fmt: skip
-    section = blocks.Section("cases", "Cases", "", (blocks.Gallery(items),))
-    made, told = thinned([section], 1000)
-    assert told == "pictures are previews of at most 64 pixels" and len(made[0].blocks[0].items) == 4
-    uri = made[0].blocks[0].items[0].strips[0].pictures[0].uri
+    item = blocks.Item("a", (blocks.Strip((blocks.Picture(images.data_uri(pixels), "", ""),)),), "")
+    (made,) = with_previews([blocks.Section("cases", "Cases", "", (blocks.Gallery((item,)),))])
+    uri = made.blocks[0].items[0].strips[0].pictures[0].uri
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
         assert picture.size == (64, 64)
+
+
+def test_a_page_fits_whatever_the_size_and_its_links_lead_to_cases_that_are_there(audited: Path) -> None:
+    record, files = runs.load(audited), runs.load_files(audited)
+    many = record.model_copy(update={"cases": record.cases * 6})
+    exact, n = runs.unpack_arrays(files["evidence/cases.safetensors"]), len(record.cases)
+    copies = {f"{k * n + int(name[:3]):03d}{name[3:]}": each for k in range(6) for name, each in exact.items()}
+    files = {**files, "evidence/cases.safetensors": runs.pack_arrays(copies)}
+    least, whole = (len(report.render(many, files, most).encode()) for most in (0.001, 100))
+    for most in np.linspace(least + 3000, whole, 6).tolist():
+        page = report.render(many, files, most / 1e6)
+        assert len(page.encode()) <= most
+        shown = page.count('<article class="case"')
+        assert f"{shown} of {len(many.cases)} cases are shown" in page or shown == len(many.cases)
+        told = dict(re.findall(r'href="#(class|eps)=([^"&]+)"', page))
+        for name, value in told.items():
+            assert f'data-{name}="{unquote_plus(value)}"' in page
+    train = report.render(make_record(100, ("a", "b"), 90, 10), {}, 0.001)
+    assert "0 of 0" not in train and "this page takes" in train and "preview" not in train
 
 
 def test_gates_are_told_in_the_first_sentence() -> None:
@@ -272,6 +289,7 @@ def test_a_gate_is_drawn_at_its_eps() -> None:
     page, plain = (report.render(record.model_copy(update={"gates": gates}), {}) for gates in ((gate,), ()))
     label = f'"eps: {eps * 255:g}; bar: 0.4"'
     assert label in page and "thick bar: the gate" in page and label not in plain
+    assert re.search(rf'<path aria-label={label}[^>]*d="M[\d.]+,[\d.]+h26v4h-26Z"', page)  # wide, not high
 
 
 def test_large_changes_are_sampled_and_large_maps_averaged() -> None:

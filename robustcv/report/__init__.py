@@ -17,7 +17,7 @@ from robustcv.report import summary
 from robustcv.report.blocks import Page, Section
 from robustcv.report.formats import FORMATS
 from robustcv.report.sections import PRINTED, SECTIONS
-from robustcv.report.thinning import thinned
+from robustcv.report.thinning import PREVIEW, cases_in, with_cases, with_previews
 
 _HERE = Path(__file__).parent
 _FORCED = (
@@ -44,20 +44,43 @@ def render(record: Record, files: Mapping[str, bytes], most_mb: float | None = N
         Size in MB (10**6 bytes) beyond which pictures become previews and cases are left out, as the page then says;
         by default what the run was given.
     """
-    sections = [section for make in SECTIONS.values() if (section := make(record, files)) is not None]
-    page = _drawn(record, sections, _banner(record))
     most_mb = record.options.get("max_report_mb") if most_mb is None else most_mb
-    if most_mb is None or len(page.encode()) <= most_mb * 10**6:
-        return page
-    held = f"This page is held to {most_mb:g} MB (--max-report-mb): "
-    room = 1_000  # for the line that tells it
-    sections, told = thinned(sections, len(page.encode()) + room - int(most_mb * 10**6))
-    banner = " ".join(filter(None, [_banner(record), f"{held}{told}. All of it, exact, is in evidence/."]))
-    page = _drawn(record, sections, banner)
-    if len(page.encode()) <= most_mb * 10**6:
-        return page
-    alone = f"{banner} Even so it is larger: its text and charts alone take {len(page.encode()) / 10**6:.2f} MB."
-    return _drawn(record, sections, alone)
+    page = _drawn(record, _sections(record, files), _banner(record))
+    return page if most_mb is None or _fits(page, most_mb) else _held(record, files, most_mb)
+
+
+def _fits(page: str, most_mb: float) -> bool:
+    return len(page.encode()) <= most_mb * 10**6
+
+
+def _sections(record: Record, files: Mapping[str, bytes]) -> list[Section]:
+    return [section for make in SECTIONS.values() if (section := make(record, files)) is not None]
+
+
+def _held(record: Record, files: Mapping[str, bytes], most_mb: float) -> str:
+    """Render with previews, and with as many cases as fit; the banner says what the page gave up."""
+    every = cases_in(record)
+
+    def thinned(k: int) -> str:
+        fewer = with_cases(record, k) if k < every else record
+        told = [f"pictures are previews of at most {PREVIEW} pixels"] if k else []
+        told += [f"{k} of {every} cases are shown"] if k < every else []
+        held = f"This page is held to {most_mb:g} MB (--max-report-mb): {', '.join(told)}. The rest is in evidence/."
+        sections = with_previews(_sections(fewer, files))
+        page = _drawn(fewer, sections, " ".join(filter(None, [_banner(record), held if told else ""])))
+        if k > 0 or _fits(page, most_mb):
+            return page
+        size = f"{len(page.encode()) / 10**6:.2f} MB, more than the {most_mb:g} asked for (--max-report-mb)"
+        alone = f"Without {'cases' if every else 'anything to leave out'}, this page takes {size}."
+        return _drawn(fewer, sections, " ".join(filter(None, [_banner(record), alone])))
+
+    if _fits(whole := thinned(every), most_mb):
+        return whole
+    fits, too_many = 0, every
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if _fits(thinned(middle), most_mb) else (fits, middle)
+    return thinned(fits)
 
 
 def _banner(record: Record) -> str:

@@ -124,10 +124,11 @@ class Gallery:
     kind: str = "gallery"
 
     def filters(self) -> dict[str, tuple[str, ...]]:
-        """Give the tags that tell cases apart, each with its values in order."""
+        """Give the tags that tell cases apart, as not all have the same one or have one, with their values in order."""
         names = ("class", "attack", "eps", "outcome")
         found = {name: sorted({item.tags[name] for item in self.items if name in item.tags}) for name in names}
-        return {name: tuple(values) for name, values in found.items() if len(values) > 1}
+        partial = {name for name in names if any(name not in item.tags for item in self.items)}
+        return {name: tuple(values) for name, values in found.items() if len(values) > (0 if name in partial else 1)}
 
 
 @dataclass(frozen=True)

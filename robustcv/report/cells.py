@@ -9,14 +9,14 @@ from robustcv.report.images import cividis
 
 def share(name: str, count: int, n: int, note: str = "", link: str = "") -> Cell:
     """Make a cell of count out of n, with Wilson's interval behind it; ``name`` is the metric's."""
-    return Cell(numbers.share(count / n, n), note, number=True, link=link, told=told(name, count, n))
+    return Cell(numbers.share(count / n, n), note, number=True, link=link, value=count / n, told=told(name, count, n))
 
 
 def heat(name: str, count: int, n: int) -> Cell:
     """Make a cell as `share` does, coloured on the cividis scale."""
     background, colour = cividis(count / n)
-    text = numbers.share(count / n, n)
-    return Cell(text, number=True, background=background, colour=colour, told=told(name, count, n))
+    text, shown = numbers.share(count / n, n), told(name, count, n)
+    return Cell(text, number=True, background=background, colour=colour, value=count / n, told=shown)
 
 
 def metric(found: Metric | None) -> Cell:

@@ -70,7 +70,7 @@ def robustness_curve(
     ----------
     rows
         ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``; where cases show what is behind a
-        point, ``link`` leads to them.
+        point, ``link`` leads to them, and ``told`` says where to.
     bars
         ``eps`` and ``bar`` of each gate: how high the curve must be there.
     """
@@ -96,7 +96,7 @@ def robustness_curve(
     point = base.mark_point(filled=True, size=55, opacity=1).encode(
         y=share, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
     )
-    linked = [{**row, "told": f"cases that fell at eps {row['eps']:g}"} for row in rows if "link" in row]
+    linked = [row for row in rows if "link" in row]
     if linked:
         here = point.properties(data=alt.Data(values=linked)).encode(
             href="link:N", description="told:N", size=alt.value(120)
@@ -108,7 +108,9 @@ def robustness_curve(
         drawn += level.mark_rule(strokeDash=[2, 4], stroke="var(--muted)").encode(y="share:Q")
     if bars:
         gates = alt.Chart(alt.Data(values=list(bars)))
-        drawn += gates.mark_tick(thickness=4, size=26, color="var(--text)").encode(x="eps:Q", y="bar:Q")
+        drawn += gates.mark_tick(orient="horizontal", thickness=4, size=26, opacity=1, color="var(--text)").encode(
+            x="eps:Q", y="bar:Q"
+        )
     return to_svg(drawn.properties(width=620, height=300), label)
 
 

@@ -114,7 +114,7 @@ def _arrays(files: Files, name: str) -> runs.Arrays:
 def _name(data: Data, label: int | None) -> str:
     if label is None:
         return "not known"
-    return data.class_names[label] if label < len(data.class_names) else str(label)
+    return data.class_names[label] if 0 <= label < len(data.class_names) else str(label)
 
 
 def _title(case: Case, data: Data) -> str:

@@ -28,7 +28,8 @@
   };
   const fromAddress = () => {
     const text = location.hash.slice(1);
-    if (!form || !text.includes("=")) return;
+    if (!text.includes("=")) return;
+    if (!form) { byId("cases")?.scrollIntoView(); return; }
     const asked = new URLSearchParams(text);
     for (const field of fields) {
       const value = asked.get(field.name) || "";
@@ -163,7 +164,7 @@
 
   // -- tables that can be sorted and searched
   for (const table of $("table.sortable")) {
-    const body = table.tBodies[0];
+    const section = table.closest("section"), search = section.querySelector(".search input");
     $("thead th", table).forEach((head, column) => {
       const sort = make("button", { type: "button" }, head.textContent);
       head.replaceChildren(sort);
@@ -173,10 +174,11 @@
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
         const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
         const order = (a, b) => (a !== "" && b !== "" && !isNaN(a) && !isNaN(b) ? a - b : a === "" ? -1 : b === "" ? 1 : a.localeCompare(b));
-        body.append(...[...body.rows].sort((a, b) => (down ? -1 : 1) * order(value(a), value(b))));
+        const bodies = $("tbody", section), counts = bodies.map((each) => each.rows.length); // a list may be folded
+        const sorted = $("tbody tr", section).sort((a, b) => (down ? -1 : 1) * order(value(a), value(b)));
+        bodies.forEach((each, i) => each.append(...sorted.splice(0, counts[i])));
       });
     });
-    const section = table.closest("section"), search = section.querySelector(".search input");
     search?.addEventListener("input", () => {
       const text = search.value.toLowerCase();
       for (const row of $("tbody tr", section)) row.hidden = !row.textContent.toLowerCase().includes(text);

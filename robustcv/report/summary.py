@@ -123,9 +123,17 @@ def _overview_sentence(record: Record) -> str:
         which = f"{sets} sets of images" if sets > 1 else "the same images"
         same = "the same threat and attacks on the same images"
         return f"{len(rows)} audits on {which}; only those of {same} can be compared."
-    best, metric = max(measured, key=lambda pair: (pair[1].count or 0) / pair[1].n)
-    where = numbers.threat(best.eps, best.norm)
-    return f"Of {len(rows)} audits on the same images, {best.name} stands most at {where}: {numbers.percent(metric)}."
+    most = max(metric.count or 0 for _, metric in measured)
+    leading = [(row, metric) for row, metric in measured if (metric.count or 0) == most]
+    names, (row, metric) = " and ".join(row.name for row, _ in leading), leading[0]
+    stand = "stands" if len(leading) == 1 else "stand"
+    first = f"{names} {stand} most at {numbers.threat(row.eps, row.norm)}: {numbers.percent(metric)}"
+    alike = [row for row in rows[1:] if row.paired is not None and row.paired.low <= 0 <= row.paired.high]
+    if rows[0] in [row for row, _ in leading]:
+        unsure = f"; {len(alike)} of the others cannot be told apart from {rows[0].name}" if alike else ""
+    else:
+        unsure = f", not to be told apart from {rows[0].name}" if row in alike else ""
+    return f"Of {len(rows)} audits on the same images, {first}{unsure}."
 
 
 def _compare_sentence(record: Record) -> str:
@@ -286,16 +294,16 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
         n = pair.both + pair.only_a + pair.only_b + pair.neither
         if pair.eps is not None:
             label += f", {numbers.threat(pair.eps, pair.norm or 'linf')} (upper bound)"
-        metric = find_metric(record.comparison.b.metrics, pair.name, eps=pair.eps, attack=None)
+        told = cells.told(pair.name, pair.both + pair.only_b, n)
         made.append(
             Tile(
                 label,
                 numbers.share((pair.both + pair.only_b) / n, n),
-                numbers.interval(metric) if metric else f"n = {n:,}",
+                numbers.interval(Metric(name=told.metric, n=n, low=told.low, high=told.high)),
                 f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
                 f"against {record.comparison.a.name}, paired",
                 None if pair.low <= 0 <= pair.high else pair.difference > 0,
-                cells.told(pair.name, pair.both + pair.only_b, n),
+                told,
             )
         )
     sides = record.comparison.a, record.comparison.b

@@ -25,10 +25,10 @@ class Failure(BaseModel):
     index: int
     image: str
     label: int = Field(ge=0)
-    attack: str = ""
+    attack: str = "an attack"
     norm: str
     eps: float = Field(gt=0, allow_inf_nan=False)
-    prediction: int = -1
+    prediction: int | None = None
     evidence: str
 
 
@@ -75,6 +75,8 @@ def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Te
         data = archive.read(f"{name}.png") if archive is not None else b""
         pixels = np.array(Image.open(io.BytesIO(data)))
     except (KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, zlib.error, SyntaxError):
+        return None
+    except Image.DecompressionBombError:
         return None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -37,8 +37,13 @@ def moved(
         chosen = draws.drawn_rows(0, hashes, "moved", MOST, np.flatnonzero(mask).tolist())
         wanted = {hashes[row] for row in chosen}
         for failure, clean, attacked in replays(loser.files, _listed(loser, wanted)):
-            if clean is None or attacked is None:
-                continue
+            if (
+                clean is None
+                or attacked is None
+                or clean.shape != attacked.shape
+                or not bool(attacked.isfinite().all())
+            ):
+                continue  # lost, or changed since: `verify` tells
             key = f"{len(found):02d}"
             pixels |= {f"{key}-clean": clean.numpy(), f"{key}-adversarial": attacked.numpy()}
             found.append(

@@ -40,7 +40,7 @@ def curve(record: Record, files: Files) -> Section | None:
             "low": metric.low,
             "high": metric.high,
         }
-        | ({"link": link} if (link := _fallen_at(record, metric.eps, norm)) else {})
+        | _fallen_at(record, metric.eps, norm)
         for name, metrics in series.items()
         for metric in metrics
     ]
@@ -84,11 +84,12 @@ def _bars(record: Record, norm: str) -> list[tuple[float, float]]:
     ]
 
 
-def _fallen_at(record: Record, eps: float | None, norm: str) -> str:
-    """Give the address of the cases that were broken at this eps and at none that is smaller, if any is shown."""
+def _fallen_at(record: Record, eps: float | None, norm: str) -> dict[str, str]:
+    """Link to the cases that were broken at this eps and at none that is smaller, if any is shown."""
     if eps is None or not any(case.outcome == "broken" and case.eps == eps for case in record.cases):
-        return ""
-    return f"#{link_to(eps=numbers.eps_short(eps, norm))}"
+        return {}
+    short = numbers.eps_short(eps, norm)
+    return {"link": f"#{link_to(eps=short)}", "told": f"cases that fell at eps {short}"}
 
 
 def _with_clean(metrics: tuple[Metric, ...]) -> list[Metric]:
@@ -119,7 +120,7 @@ def classes(record: Record, files: Files) -> Section | None:
     norm = next((each.norm for each in _attacks(record)), "linf")
     where = numbers.threat(record.headline_eps or 0.0, norm)
     names = tuple(sides[0][1][k].name for k in order)
-    lines = [("n", tuple(Cell(f"{sides[0][1][k].n:,}", number=True) for k in order))]
+    lines = [("n", tuple(Cell(f"{n:,}", number=True, value=n) for n in (sides[0][1][k].n for k in order)))]
     for prefix, rows in sides:
         lines.append((f"{prefix}clean", tuple(_heat_cell("clean_accuracy", rows[k].clean, rows[k].n) for k in order)))
         lines.append(
@@ -127,12 +128,14 @@ def classes(record: Record, files: Files) -> Section | None:
         )
     tested = sides[-1][1]
     if record.comparison is None and all(row.p_value is not None for row in tested):
-        told = (Cell(numbers.p_value(tested[k].p_value or 0.0).removeprefix("p = "), number=True) for k in order)
+        p_values = [tested[k].p_value or 0.0 for k in order]
+        told = (Cell(numbers.p_value(p).removeprefix("p = "), number=True, value=p) for p in p_values)
         lines.append(("p against the rest", tuple(told)))
     if record.comparison is None and record.cases:
         shown = Counter(name for name, _ in cases_of(record).elements())
         told = (
-            Cell(f"{shown[name]:,}", number=True, link=link_to(class_=name) if shown[name] else "") for name in names
+            Cell(f"{shown[name]:,}", number=True, value=shown[name], link=link_to(class_=name) if shown[name] else "")
+            for name in names
         )
         lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
