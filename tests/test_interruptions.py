@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, starved or crowded lose nothing, and end with the numbers of one that was not."""
 
+import importlib
 import json
 import random
 import resource
@@ -132,7 +133,7 @@ def test_one_ctrl_c_in_a_search_keeps_the_finished_trials(tmp_path, monkeypatch)
     out, options = tmp_path / "run", {"trials": 3, "epochs": 2, "quiet": True}
     with monkeypatch.context() as patch:
         # each trial is validated twice at most: this is the first or the second epoch of the second trial
-        interrupted_at(patch, sys.modules["robustcv.training.fit"], "validate", 3)
+        interrupted_at(patch, importlib.import_module("robustcv.training.fit"), "validate", 3)
         run = rc.tune("digits", out=out, **options)
     assert (run.verdict, run.exit_code) == ("INCOMPLETE", 130) and len(run.tuning.trials) == 1
     assert "INCOMPLETE" in run.page.read_text() and (out / "best.toml").exists()
@@ -144,7 +145,7 @@ def test_one_ctrl_c_in_training_keeps_the_finished_epochs(tmp_path, monkeypatch)
     out, options = tmp_path / "run", {"epochs": 3, "quiet": True}
     with monkeypatch.context() as patch:
         interrupted_at(
-            patch, sys.modules["robustcv.training.fit"], "validate", 2
+            patch, importlib.import_module("robustcv.training.fit"), "validate", 2
         )  # in the second epoch; the third one stops at its first batch
         run = rc.train("digits", out=out, **options)
     assert run.verdict == "INCOMPLETE" and len(run.training.epochs) == 2 and (out / "model.safetensors").exists()
