@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 def first_line(error: BaseException, most: int = LONGEST) -> str:
     """Give the first line of what an exception says, cut to ``most`` characters; its kind where it says nothing."""
     said = (line.strip() for line in str(error).splitlines() if line.strip())
-    return next(said, type(error).__name__)[:most]
+    return next(said, type(error).__name__).rstrip(":")[:most]
 
 
 def missing_extra(package: str, why: str, extra: str) -> UserError:

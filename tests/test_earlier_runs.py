@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_report import Reader
 
-from robustcv import report, runs
+from robustcv import records, report, runs
 from robustcv.report import numbers
 
 ARCHIVES = sorted((Path(__file__).parent / "fixtures").glob("runs-*.tar.xz"))
@@ -39,3 +39,9 @@ def test_a_run_of_an_earlier_version_is_shown(archive: Path, verb: str, tmp_path
 
 def test_the_fixtures_are_there() -> None:
     assert len(ARCHIVES) >= 4
+
+
+def test_mean_maps_of_the_first_version_that_had_them_are_read() -> None:
+    """They were judged without a comparison with chance (d0a90c3)."""
+    first = {"method": "lime", "name": "a", "n": 3, "share": 0.2, "place": [0.5, 0.5], "alarm": False, "file": "f"}
+    assert records.ClassFocus.model_validate(first).chance is None

@@ -6,6 +6,8 @@ import json
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import tomllib
 import tracemalloc
@@ -310,6 +312,9 @@ def test_there_is_no_network_here() -> None:
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     with pytest.raises(AssertionError, match="no test may use the network"):
         socket.getaddrinfo("example.org", 80)
+    for code in ("socket.socket().connect_ex(('192.0.2.1', 80))", "socket.getaddrinfo('example.org', 80)"):
+        run = subprocess.run([sys.executable, "-c", f"import socket; {code}"], capture_output=True, text=True)
+        assert "no test may use the network" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from robustcv.data.files import SUFFIXES, TORN, ImageFile
 from robustcv.data.places import empty, misplaced, place, refuse_unsafe
-from robustcv.errors import UserError
+from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
 
@@ -26,7 +26,10 @@ def scan_zip(source: Path) -> list[ImageFile]:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except TORN as error:
         raise UserError(
-            "RCV-E043", f"{source} cannot be read as a zip archive", str(error), "make it again, or give a folder"
+            "RCV-E043",
+            f"{source} cannot be read as a zip archive",
+            first_line(error),
+            "make it again, or give a folder",
         ) from error
     names = [member.filename for member in members]
     if len(set(names)) < len(names):
@@ -86,7 +89,10 @@ def scan_tar(source: Path, progress: Progress) -> list[ImageFile]:
                 files.append(ImageFile(f"{source}:{member.name}", *where, read, member.size))
     except (tarfile.TarError, *TORN) as error:
         raise UserError(
-            "RCV-E043", f"{source} cannot be read as a tar archive", str(error), "make it again, or give a folder"
+            "RCV-E043",
+            f"{source} cannot be read as a tar archive",
+            first_line(error),
+            "make it again, or give a folder",
         ) from error
     filled = {str(PurePosixPath(file.name.removeprefix(f"{source}:")).parent).removeprefix("./") for file in files}
     unfilled = sorted(each for each in folders if not any(f == each or f.startswith(each + "/") for f in filled))

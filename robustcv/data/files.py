@@ -1,15 +1,18 @@
 """Lists of image files with classes and splits, wherever they lie, to sets of images: checked, decoded, cached."""
 
+import contextlib
 import hashlib
 import io
 import os
+import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +148,11 @@ def _check_layout(files: list[ImageFile], name: str, class_names: Sequence[str] 
     for file in files:
         by_split.setdefault(file.split, set()).add(file.class_name)
     classes = set().union(*by_split.values())
+    if garbled := [each for each in sorted(classes) if re.search("[\ud800-\udfff]", each)]:  # bytes that are no UTF-8
+        raise UserError(
+            "RCV-E041", f"{name}: the folder {garbled[0]!a} has a name that is no text", "it could be written nowhere",
+            "rename it; names are read as UTF-8",
+        )  # fmt: skip
     for split, present in by_split.items():
         if missing := sorted(classes - present):
             raise UserError(
@@ -277,23 +285,39 @@ def _workers(n: int) -> int:
     return min(4, len(os.sched_getaffinity(0))) if n > 2000 else 0
 
 
+@contextlib.contextmanager
+def open_image(source: io.BytesIO | str) -> Iterator[Any]:
+    """Open an image, to be decoded inside the block.
+
+    Raises
+    ------
+    ValueError
+        If it, or one within it, has so many pixels that it would fill the memory.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(first_line(error)) from error
+
+
 def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
     """Decode one file to uint8 RGB, or give the error that names it."""
     from PIL import Image, ImageOps
 
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # such a picture would fill the memory
-            opened = Image.open(io.BytesIO(file.read()))
-        with opened as image:
+        with open_image(io.BytesIO(file.read())) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"{image.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss")
             rgb = image.convert("RGB")
             if resize is not None:
                 rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except (*TORN, SyntaxError, *bombs) as error:
+    except (*TORN, SyntaxError) as error:
         return UserError(
             "RCV-E048",
             f"{file.name} cannot be decoded",

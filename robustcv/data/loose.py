@@ -8,6 +8,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from robustcv.data.files import TORN, open_image
 from robustcv.errors import UserError, first_line
 
 
@@ -33,14 +34,14 @@ def loose_images(paths: Sequence[str], resize: int | None, channels: int | None)
     read = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 picture.load()
                 if picture.mode[0] in "IF":
                     raise ValueError(
                         f"{picture.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss"
                     )
                 read.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (*TORN, SyntaxError) as error:
             what = f"{path} does not exist" if not Path(path).exists() else f"{path} cannot be read as an image"
             raise UserError("RCV-E105", what, first_line(error, 120), "check --images") from error
     if resize is not None:

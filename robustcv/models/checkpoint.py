@@ -52,7 +52,9 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError("RCV-E051", f"{path} is not a safetensors file", str(error), "save it again") from error
+            raise UserError(
+                "RCV-E051", f"{path} is not a safetensors file", first_line(error), "save it again"
+            ) from error
     _refuse_lies(path)
     try:
         with warnings.catch_warnings():

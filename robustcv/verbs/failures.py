@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from robustcv import runs
+from robustcv.data.files import TORN, open_image
 from robustcv.verbs.evidence import ARCHIVE, FLOATS
 
 
@@ -57,7 +56,7 @@ def failures_of(files: Mapping[str, bytes]) -> list[Failure]:
 def replays(files: Mapping[str, bytes], failures: Sequence[Failure]) -> Iterator[Replay]:
     """Read the images of each failure."""
     archive, floats = None, {}
-    with contextlib.suppress(KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, struct.error):
+    with contextlib.suppress(*TORN):
         archive = zipfile.ZipFile(io.BytesIO(files[ARCHIVE]))
     with contextlib.suppress(Exception):  # safetensors raises its own kind
         floats = runs.unpack_arrays(files[FLOATS])
@@ -67,16 +66,13 @@ def replays(files: Mapping[str, bytes], failures: Sequence[Failure]) -> Iterator
 
 
 def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Tensor | None:
-    from PIL import Image
-
     if name in floats:
         return torch.from_numpy(floats[name].copy())
     try:
         data = archive.read(f"{name}.png") if archive is not None else b""
-        pixels = np.array(Image.open(io.BytesIO(data)))
-    except (KeyError, OSError, zipfile.BadZipFile, ValueError, RuntimeError, zlib.error, SyntaxError):
-        return None
-    except Image.DecompressionBombError:
+        with open_image(io.BytesIO(data)) as picture:
+            pixels = np.array(picture)
+    except (*TORN, SyntaxError):
         return None
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return torch.from_numpy(pixels).permute(2, 0, 1)
