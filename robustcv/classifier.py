@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustcv import runtime
+
 
 class Classifier(nn.Module):
     """Map images `n c h w` in [0, 1] to logits `n k`; resizing and normalisation happen inside.
@@ -79,6 +81,15 @@ def right(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Bool[Ten
     return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
+def logits_and_slope(module: nn.Module, images: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor]:
+    """Compute logits, and the input gradient of a weighted sum of them: what two forms of a classifier must share."""
+    points = images.clone().requires_grad_()
+    logits = module(points)
+    weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
+    (slope,) = torch.autograd.grad((logits * weights).sum(), points)
+    return logits.detach(), slope
+
+
 def has_batch_norm(module: nn.Module) -> bool:
     """Tell whether some layer normalises over a batch, so that its images see each other in training."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
@@ -92,6 +103,7 @@ def to_eight_bit(candidates: Float[Tensor, "n c h w"], images: Float[Tensor, "n 
 
 
 Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Confirm = Callable[[Tensor, Tensor], Tensor]
 
 
 class Tracked(nn.Module):
@@ -112,13 +124,23 @@ class Tracked(nn.Module):
         are not successes) and how close each candidate is to success (lower is closer, below 0 when broken).
     eight_bit
         Round every candidate to 8 bits, towards its image, before it is asked about, judged and kept.
+    confirm
+        ``confirm(candidates, rows) -> broken``, for a classifier that is only nearly the one meant: asked at once
+        about what ``judge`` calls broken, for one more forward pass of each; what it denies stays in play.
     """
 
     def __init__(
-        self, classifier: nn.Module, images: Float[Tensor, "n c h w"], judge: Judge, *, eight_bit: bool = False
+        self,
+        classifier: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        judge: Judge,
+        *,
+        eight_bit: bool = False,
+        confirm: Confirm | None = None,
     ) -> None:
         super().__init__()
         self.eight_bit = eight_bit
+        self.confirm = confirm
         self.classifier = classifier
         self.samples = int(getattr(classifier, "samples", 1))  # an averaging wrapper spends more passes on a query
         self.judge = judge
@@ -127,6 +149,8 @@ class Tracked(nn.Module):
         self.best = images.clone()
         self.best_score = torch.full((n,), torch.inf, dtype=images.dtype, device=images.device)
         self.in_play: Bool[Tensor, " n"] = torch.ones(n, dtype=torch.bool, device=images.device)
+        self.aside: Bool[Tensor, " n"] = torch.zeros_like(self.in_play)
+        self.denied: Bool[Tensor, " n"] = torch.zeros_like(self.in_play)
         self.forwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
         self.backwards: Int64[Tensor, " n"] = torch.zeros(n, dtype=torch.int64, device=images.device)
         self._asked: Tensor | None = None
@@ -134,7 +158,7 @@ class Tracked(nn.Module):
     @property
     def broken(self) -> Bool[Tensor, " n"]:
         """Which images some candidate has broken."""
-        return ~self.in_play
+        return ~(self.in_play | self.aside)
 
     def rows(self) -> Int64[Tensor, " m"]:
         """Give the rows still in play, and remember that the next query is about them."""
@@ -142,9 +166,17 @@ class Tracked(nn.Module):
         return self._asked
 
     def doubt(self, confirmed: Bool[Tensor, " n"]) -> bool:
-        """Put images back in play whose success a second forward pass did not confirm; says whether there were any."""
-        doubtful = self.broken & ~confirmed
-        self.in_play |= doubtful
+        """Put back in play, alone, the images whose success was denied, at once or later; says whether there are any.
+
+        Parameters
+        ----------
+        confirmed
+            The images whose success a second forward pass confirmed.
+        """
+        doubtful = (self.broken & ~confirmed) | (self.denied & self.in_play)
+        self.aside |= self.in_play & ~doubtful
+        self.in_play = doubtful.clone()
+        self.denied.zero_()
         self.best_score[doubtful] = torch.inf
         return bool(doubtful.any())
 
@@ -157,24 +189,47 @@ class Tracked(nn.Module):
                 "rows_in_play(classifier, images) at the top of each step and query exactly those rows"
             )
         candidates = to_eight_bit(candidates, self.images[rows]) if self.eight_bit else candidates
-        logits: Tensor = self.classifier(candidates).to(candidates.dtype)
+        logits = self._logits(candidates).to(candidates.dtype)
         self.forwards[rows] += self.samples
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(rows))
         with torch.no_grad():
             broken, score = self.judge(candidates.detach(), logits.detach(), rows)
-            better = score < self.best_score[rows]
+            if self.confirm is not None and broken.any():
+                broken, score = self._confirmed(self.confirm, candidates.detach(), rows, broken, score)
+            better = (score < self.best_score[rows]) | (broken & self.in_play[rows])
             self.best[rows[better]] = candidates.detach()[better]
             self.best_score[rows[better]] = score[better].to(self.best_score.dtype)
-            self.in_play[rows[broken]] = False
+            self.in_play[rows[broken]] = self.aside[rows[broken]] = False  # an attack may ask about all, always
         return logits
+
+    def _logits(self, candidates: Tensor) -> Tensor:
+        """Ask in parts that a processor's cache can hold; the backward pass goes part by part, too."""
+        if candidates.device.type != "cpu" or len(candidates) <= runtime.at_a_time(candidates.device):
+            logits: Tensor = self.classifier(candidates)
+            return logits
+        return torch.cat([self.classifier(part) for part in candidates.split(runtime.at_a_time(candidates.device))])
+
+    def _confirmed(
+        self, confirm: Confirm, candidates: Tensor, rows: Tensor, broken: Tensor, score: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the successes that the classifier meant shares; the others count as on the verge."""
+        asked = broken.nonzero().squeeze(1)
+        shared = broken.clone()
+        shared[asked] = confirm(candidates[asked], rows[asked])
+        self.forwards[rows[asked]] += self.samples
+        self.denied[rows] |= broken & ~shared
+        return shared, torch.where(broken & ~shared, score.clamp_min(0), score)
 
     def _count_backward(self, rows: Tensor) -> None:
         self.backwards[rows] += self.samples
 
 
 class Counted(nn.Module):
-    """Counts passes over all images together, for methods whose queries cannot be told apart by image."""
+    """Counts passes over all images together, for methods whose queries cannot be told apart by image.
+
+    Where memory does not suffice for a forward pass alone, it goes on in halves.
+    """
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -184,7 +239,10 @@ class Counted(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Query the classifier."""
-        logits: Tensor = self.classifier(images)
+        if torch.is_grad_enabled() or len(images) == 0:
+            logits: Tensor = self.classifier(images)
+        else:
+            logits = torch.cat(runtime.in_chunks(lambda some: self.classifier(images[some]), len(images), len(images)))
         self.forwards += len(images) * self.samples
         if logits.requires_grad:
             logits.register_hook(self._count_backward)

@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -368,7 +369,7 @@ def _run(arguments: Sequence[str]) -> int:
     config = _named_config(arguments)
     try:
         with _joined():
-            code = build(config, arguments)(arguments, exit_on_error=False, print_error=launch.is_first())
+            code = build(config, arguments)(arguments, exit_on_error=False, print_error=False)
         return code if isinstance(code, int) else errors.DONE
     except UserError as error:
         if os.environ.get("ROBUSTCV_DEBUG"):
@@ -376,12 +377,24 @@ def _run(arguments: Sequence[str]) -> int:
         if launch.is_first() or not _told_by_all(error):
             print(error, file=sys.stderr)
         return errors.BAD_INPUT
-    except cyclopts.CycloptsError:
+    except cyclopts.CycloptsError as error:
+        if launch.is_first():
+            print(_unusable(error), file=sys.stderr)
         return errors.BAD_INPUT
     except KeyboardInterrupt:
         where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
         print(f"\ninterrupted{where}", file=sys.stderr)
         return errors.INTERRUPTED
+
+
+def _unusable(error: cyclopts.CycloptsError) -> UserError:
+    """Tell what is wrong with the command line in our three lines."""
+    told = errors.first_line(error)
+    at = re.search(r"\. (?=Did you mean |Available commands: |Choose from: )", told)
+    what, hint = (told, "") if at is None else (told[: at.start()], told[at.end() :])
+    see = " ".join(["robustcv", *(error.command_chain or ())[:1], "--help"])
+    why = "this command cannot be run as it is written"
+    return UserError("RCV-E118", what.rstrip("."), why, f"{hint} {see}".strip())
 
 
 def _told_by_all(error: UserError) -> bool:

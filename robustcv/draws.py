@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+IN_CACHE = 1 << 16  # numbers hashed at a time on a processor: half the time of all at once
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -57,10 +58,12 @@ def _shift(value: Tensor, bits: int) -> Tensor:
 
 
 def _splitmix(value: Tensor) -> Tensor:
-    """Mix 64 bits (Steele, Lea and Flood 2014, SplitMix64's finaliser); integer overflow wraps, as it must."""
-    value = (value ^ _shift(value, 30)) * _MIX_1
-    value = (value ^ _shift(value, 27)) * _MIX_2
-    return value ^ _shift(value, 31)
+    """Mix 64 bits (Steele, Lea and Flood 2014, SplitMix64's finaliser) of a tensor of the caller's own, in place."""
+    for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+        value ^= _shift(value, bits)
+        value *= factor  # integer overflow wraps, as it must
+    value ^= _shift(value, 31)
+    return value
 
 
 def uniform(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) -> Float[Tensor, "n ..."]:
@@ -76,10 +79,14 @@ def uniform(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0)
         A different stream gives independent numbers for the same seed.
     """
     size = math.prod(shape)
-    position = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device)
+    steps = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device) * _GOLDEN
     start = _splitmix(seeds + _wrap((stream + 1) * _GOLDEN))
-    bits = _splitmix(start[:, None] + position * _GOLDEN)
-    return (_shift(bits, 40).to(torch.float32) / (1 << 24)).reshape(len(seeds), *shape)
+    drawn = torch.empty(len(seeds), size, dtype=torch.float32, device=seeds.device)
+    rows = max(1, IN_CACHE // max(1, size)) if seeds.device.type == "cpu" else max(1, len(seeds))
+    for some in range(0, len(seeds), rows):
+        bits = _splitmix(start[some : some + rows, None] + steps)
+        drawn[some : some + rows] = _shift(bits, 40)
+    return drawn.div_(1 << 24).reshape(len(seeds), *shape)
 
 
 def normal(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) -> Float[Tensor, "n ..."]:

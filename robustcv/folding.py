@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from robustcv.classifier import Classifier
+from robustcv.classifier import Classifier, logits_and_slope
 
 SLOPES = 0.05  # largest difference of input gradients, as a share: rounding may switch a few ReLUs
 AGREEMENT = 1e-4  # largest difference of logits, in units of the largest logit
@@ -47,14 +47,7 @@ def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module
 
 def _agree(classifier: nn.Module, fast: nn.Module, images: Tensor) -> bool:
     """Compare logits and input gradients: a trace forgets `no_grad`, and with it what a stand-in gradient is for."""
-    found = []
-    for module in (classifier, fast):
-        points = images.clone().requires_grad_()
-        logits = module(points)
-        weights = torch.linspace(-1, 1, logits.shape[1]).to(logits)
-        (slope,) = torch.autograd.grad((logits * weights).sum(), points)
-        found.append((logits.detach(), slope))
-    (logits, slope), (fast_logits, fast_slope) = found
+    (logits, slope), (fast_logits, fast_slope) = (logits_and_slope(each, images) for each in (classifier, fast))
     near = (fast_logits - logits).abs().max() <= AGREEMENT * logits.abs().max().clamp_min(1e-30)
     return bool(near and (fast_slope - slope).norm() <= SLOPES * slope.norm())
 

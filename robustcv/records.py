@@ -39,6 +39,9 @@ class Metric(_Frozen):
         return self
 
 
+GRADIENT_FREE = ("square", "noise", "foolbox-boundary", "foolbox-hopskipjump")  # attacks that ask for answers alone
+
+
 class AttackResult(_Frozen):
     """What one attack did at one eps: attempted and broken images, passes spent, largest distance measured."""
 
@@ -198,6 +201,7 @@ class Case(_Frozen):
     adversarial_confidence: float | None = None
     linf: float | None = None
     l2: float | None = None
+    l0: int | None = Field(default=None, description="values changed")
     exact_8bit: bool | None = Field(default=None, description="the 8-bit PNG still fools the model")
     files: dict[str, str] = {}
     heatmaps: tuple[HeatmapRef, ...] = ()
@@ -220,6 +224,7 @@ class ExplainerResult(_Frozen):
     worst_error: float | None
     median_gap: float | None = None
     worst_gap: float | None = None
+    error_interval: tuple[float, float] | None = Field(default=None, description="95 %, of the median error")
     reused: int = Field(default=0, description="of the forward-equivalents, those that another method had made before")
     details: dict[str, str | int | float]
 
@@ -276,7 +281,8 @@ class ClassFocus(_Frozen):
     n: int
     share: float = Field(description="share of the positive relevance in the heaviest window, of a 64th of the image")
     chance: float | None = Field(
-        description="what 99 % of means of as many maps, drawn from all classes, stay below; None with one class"
+        default=None,
+        description="what 99 % of means of as many maps, drawn from all classes, stay below; None with one class",
     )
     place: tuple[float, float] = Field(description="middle of that window, as shares of height and width")
     inside: float | None = Field(default=None, description="share of the positive relevance inside the object")
@@ -399,6 +405,8 @@ class Side(_Frozen):
     explanations: tuple[ExplainerResult, ...] = ()
     measures: tuple[MeasureResult, ...] = ()
     stability: tuple[StabilityRow, ...] = ()
+    cost: Cost | None = None
+    device: str = ""
     cases: tuple[Case, ...] = ()
 
 
@@ -423,6 +431,7 @@ class Comparison(_Frozen):
     paired: tuple[PairedMetric, ...]
     options_changed: dict[str, tuple[str, str]]
     forced: bool = False
+    differs: tuple[Literal["images", "attacks"], ...] = Field(default=(), description="what --force let through")
     moved: tuple[Moved, ...] = ()
 
 
@@ -475,6 +484,7 @@ class CorruptionRow(_Frozen):
     severity: int
     n: int
     correct: int
+    file: str | None = Field(default=None, description="one image, corrupted as it was judged; at some severities")
 
 
 class OtherThreat(_Frozen):

@@ -131,6 +131,19 @@ def mean_interval(values: NDArray[Any], *, seed: int, resamples: int = 1000, lev
     return Interval(float(low), float(high))
 
 
+def median_interval(values: NDArray[Any], level: float = 0.95) -> Interval | None:
+    """Compute an interval of a median from order statistics; no assumption but independence (Conover 1999, 3.2).
+
+    Between the k-th smallest and the k-th largest value, k the largest for which fewer than k of n values lie below
+    the median with a probability of at most (1 - level) / 2; None where there are too few values for the level.
+    """
+    from scipy.stats import binom
+
+    ranked = np.sort(np.asarray(values, dtype=float))
+    k = int(binom.ppf(0.5 - level / 2, len(ranked), 0.5))
+    return Interval(float(ranked[k - 1]), float(ranked[-k])) if k else None
+
+
 def clopper_pearson(count: int, n: int, level: float = 0.95) -> Interval:
     """Compute the exact two-sided interval of a proportion (Clopper and Pearson 1934); it never covers too seldom.
 

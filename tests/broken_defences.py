@@ -143,3 +143,43 @@ class Coupled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.inner(0.1 * self.norm(images) + 0.5)
+
+
+class Thermometer(nn.Module):
+    """Each value written as steps of a thermometer (Buckman et al. 2018): the code has no gradient."""
+
+    def __init__(self, inner: nn.Module, levels: int = 16) -> None:
+        super().__init__()
+        self.inner, self.levels = inner, levels
+
+    def forward(self, images: Tensor) -> Tensor:
+        at = torch.arange(self.levels).to(images) / self.levels
+        code = (images[..., None] > at).to(images)
+        return self.inner(code.mean(-1) + 0 * images)
+
+
+class Resized(nn.Module):
+    """Random resizing and padding at test time (Xie et al. 2018)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = images.shape[-1]
+        smaller = int(torch.randint(size - 2, size, ()))
+        left, top = (int(torch.randint(size - smaller + 1, ())) for _ in range(2))
+        small = nn.functional.interpolate(images, (smaller, smaller))
+        around = (left, size - smaller - left, top, size - smaller - top)
+        return self.inner(nn.functional.pad(small, around, value=0.5))
+
+
+class Dropping(nn.Module):
+    """Dropout that stays on (stochastic pruning, Dhillon et al. 2018)."""
+
+    def __init__(self, inner: nn.Module, share: float = 0.2) -> None:
+        super().__init__()
+        self.inner, self.share = inner, share
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(0.5 + nn.functional.dropout(images - 0.5, self.share, training=True))

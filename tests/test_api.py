@@ -1,16 +1,20 @@
 """The verbs from Python: the same numbers from every kind of input, and nothing left behind."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import robustcv as rc
-from robustcv import runs
+from robustcv import draws, runs
+from robustcv.attacks.corruptions import CORRUPTIONS
 from robustcv.errors import UserError
 
 QUICK = {"n": 40, "eps": "16/255", "sweep": False, "explain": (), "cases": 0, "quiet": True}
@@ -129,7 +133,8 @@ def test_runs_of_other_threat_models_or_attacks_are_not_compared(trained: Path, 
             rc.compare(tmp_path / "a", tmp_path / other, force=True)
     with pytest.raises(UserError, match="attacked in different ways"):
         rc.compare(tmp_path / "a", tmp_path / "quick")
-    assert rc.compare(tmp_path / "a", tmp_path / "quick", force=True).comparison.forced
+    forced = rc.compare(tmp_path / "a", tmp_path / "quick", force=True).comparison
+    assert forced.forced and forced.differs == ("attacks",)
 
 
 def test_a_finished_run_is_not_handed_out_for_another_model(trained: Path, tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_a_run_can_be_saved_later_and_shown_in_a_notebook(trained: Path, tmp_pat
     page = run.save(tmp_path / "later")
     assert page.read_text().startswith("<!doctype html>")
     shown = run._repr_html_()
-    assert shown.startswith("<iframe srcdoc=") and 'sandbox="allow-scripts"' in shown
+    assert shown.startswith("<iframe srcdoc=") and 'sandbox="allow-scripts allow-downloads"' in shown
     with pytest.raises(AttributeError):
         _ = run.nothing
 
@@ -286,8 +291,22 @@ def test_training_from_python_gives_the_classifier(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gates_are_held_on_corruptions_and_on_the_point(trained: Path) -> None:
+    options = {**QUICK, "effort": "quick", "also": ("corruptions",)}
+    plain = rc.audit(str(trained), "digits", **options)
+    clean, corrupted = plain.metric("clean_accuracy"), plain.metric("corruption_accuracy")
+    bars = {"clean_accuracy": clean.count / clean.n, "corruption_accuracy": corrupted.value}  # within both intervals
+    exact = {name: value - 1e-9 for name, value in bars.items()}
+    assert rc.audit(str(trained), "digits", **options, fail_under=exact).verdict == "INCONCLUSIVE"
+    held = rc.audit(str(trained), "digits", **options, fail_under=exact, gate_on="point")
+    assert held.verdict == "PASS" and [gate.outcome for gate in held.gates] == ["passed", "passed"]
+    above = {"corruption_accuracy": corrupted.value + 1e-6}
+    assert rc.audit(str(trained), "digits", **options, fail_under=above, gate_on="point").exit_code == 3
+
+
+@pytest.mark.slow
 def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_path: Path) -> None:
-    options = {**QUICK, "set": {"patch": {"steps": 20, "size": 0.4}, "spatial": {"angles": 5, "places": 3}}}
+    options = {**QUICK, "cases": 2, "set": {"patch": {"steps": 20, "size": 0.4}, "spatial": {"angles": 5, "places": 3}}}
     run = rc.audit(str(trained), "digits", **options, also=("corruptions", "spatial", "patch"), out=tmp_path / "run")
     assert len(run.corruptions) == 75 and {row.severity for row in run.corruptions} == {1, 2, 3, 4, 5}
     error = run.metric("mean_corruption_error")
@@ -298,6 +317,18 @@ def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_pat
     assert run.metric("spatial_accuracy").count == clean - spatial.broken and spatial.attempted == clean
     assert run.metric("patch_accuracy").count == clean - patch.broken and patch.control_broken is not None
     assert run.files["evidence/patch.png"].startswith(b"\x89PNG")
+    images = rc.load_images("digits", n=40)
+    row = images.hashes.index(run.cases[0].image)
+    image = images.images[row : row + 1] / 255
+    pictured = [row for row in run.corruptions if row.file is not None]
+    assert {row.severity for row in pictured} == {1, 3, 5} and len(pictured) == 45
+    for row in pictured:
+        seeds = draws.image_seeds(0, [run.cases[0].image], f"corruption-{row.name}-{row.severity}")
+        again = CORRUPTIONS[row.name](image, severity=row.severity, seeds=seeds)
+        shown = np.asarray(Image.open(io.BytesIO(run.files[row.file])).convert("RGB")).transpose(2, 0, 1) / 255
+        assert np.abs(shown - again[0].numpy()).max() <= 0.5 / 255 + 1e-6, row
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.split('class="thumbs"', 1)[1].count("<img") >= 45
     page = run.page.read_text()
     assert "Beyond norm balls" in page and "gaussian noise" in page
     plain = rc.audit(str(trained), "digits", **QUICK)

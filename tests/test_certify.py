@@ -293,3 +293,18 @@ def test_mistakes_with_certificates_are_told() -> None:
         rc.audit(model, patches(30, 5), norm="l0", eps=5, effort="quick", certify=["bounds"], **common)
     with pytest.raises(UserError, match="so its options would do nothing"):
         rc.audit(model, patches(30, 5), set=["smoothing.sigma=0.5"], **common)
+
+
+def test_a_false_proof_about_a_broken_image_is_raised(monkeypatch) -> None:
+    from robustcv.evaluation import certify as module
+
+    model, images = trained(conv, seed=3), patches(60, 5)
+    options = {"eps": 0.3, "sweep": False, "effort": "quick", "explain": (), "cases": 0, "certify": ["bounds"]}
+
+    def flag() -> str:
+        run = rc.audit(model, images, **options, quiet=True)
+        return next(each.status for each in run.flags if each.check == "proofs and attacks agree")
+
+    assert flag() == "pass"
+    monkeypatch.setattr(module, "bounds", lambda model, images, labels, **_: torch.ones(len(images)).bool())
+    assert flag() == "raised"

@@ -178,3 +178,41 @@ def test_what_cannot_be_folded_runs_as_it_is() -> None:
     images = torch.rand(4, 3, 6, 5)
     for model in (Odd().eval(), Curved().eval()):
         assert folded(model, images) is model
+
+
+def test_only_what_was_denied_is_attacked_again_and_what_stood_still_stands() -> None:
+    images = torch.rand(4, 1, 2, 2)
+    said = torch.tensor([True, True, False, False])  # what the near classifier calls broken
+
+    def judge(candidates, logits, rows):
+        return said[rows], torch.where(said[rows], -1.0, 1.0)
+
+    tracked = Tracked(nn.Flatten(), images, judge, confirm=lambda candidates, rows: rows == 0)
+    tracked(images)
+    assert tracked.broken.tolist() == [True, False, False, False]
+    assert tracked.forwards.tolist() == [2, 2, 1, 1]  # a success costs one more pass
+    assert tracked.doubt(torch.tensor([True, False, False, False]))
+    assert tracked.rows().tolist() == [1] and tracked.broken.tolist() == [True, False, False, False]
+    tracked.confirm, said[1] = None, False
+    tracked(images[1:2])
+    assert not tracked.doubt(torch.tensor([True, False, False, False]))
+    assert tracked.broken.tolist() == [True, False, False, False]
+
+
+def test_an_attack_that_asks_about_all_may_break_what_was_set_aside() -> None:
+    tracked = Tracked(nn.Flatten(), torch.rand(2, 1, 2, 2), lambda c, logits, rows: (rows == 1, torch.zeros(len(c))))
+    tracked.in_play, tracked.aside = torch.tensor([True, False]), torch.tensor([False, True])
+    tracked(torch.rand(2, 1, 2, 2))
+    assert tracked.broken.tolist() == [False, True]
+
+
+def test_large_batches_go_through_in_parts_with_the_same_gradient() -> None:
+    model, images = Curved(channels=3), make_images(200, dtype=torch.float32)
+    asked = []
+    model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    with frozen(model):
+        points = [images.clone().requires_grad_() for _ in range(2)]
+        tracked = Tracked(model, images, lambda c, logits, rows: (torch.zeros(len(c)).bool(), logits[:, 0]))
+        found = [torch.autograd.grad(each(at).sum(), at)[0] for each, at in zip((model, tracked), points, strict=True)]
+    assert asked[0] == 200 and max(asked[1:]) <= 64 * torch.get_num_threads() and sum(asked[1:]) == 200
+    assert torch.allclose(*found, atol=1e-6) and tracked.backwards.tolist() == [1] * 200

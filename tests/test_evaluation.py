@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import robustcv as rc
-from robustcv import runs
+from robustcv import records, runs
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
@@ -256,3 +256,15 @@ def test_gates_are_read_and_nonsense_is_refused() -> None:
         with pytest.raises(UserError, match=message):
             bars_of(text, **more)
     assert Metric(name="x", n=3).count is None
+
+
+def test_a_failed_gate_stays_failed_where_a_check_is_raised() -> None:
+    raised = (records.Check(check="any", status="raised", figure=""),)
+
+    def gate(outcome: str) -> records.Gate:
+        return records.Gate(name="clean", metric="clean_accuracy", threshold=0.5, outcome=outcome)
+
+    assert conclude([gate("failed")], raised) == ("FAIL", 3)
+    assert conclude([gate("passed")], raised) == ("INCONCLUSIVE", 4)
+    assert conclude([gate("passed"), gate("failed")], ()) == ("FAIL", 3)
+    assert conclude([gate("passed")], ()) == ("PASS", 0) and conclude([], raised) == ("INCONCLUSIVE", 0)

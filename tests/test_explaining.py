@@ -106,7 +106,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
 
 
 def test_the_chunk_follows_the_size_of_the_images() -> None:
-    assert chunk_size(torch.zeros(1, 3, 32, 32), None) == 256
+    assert chunk_size(torch.zeros(1, 3, 32, 32), None) == 64
     assert chunk_size(torch.zeros(1, 3, 224, 224), None) == 6
     assert chunk_size(torch.zeros(1, 3, 4000, 4000), None) == 1
     assert chunk_size(torch.zeros(1, 3, 224, 224), 50) == 50

@@ -4,6 +4,7 @@ import importlib
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,9 +76,15 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_numbers(verb, numbe
     whole, seconds = straight(verb)
     folder = tmp_path / "killed"
     command = [*COMMAND, *commands(trained)[verb], "-o", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     share = (number + random.Random(f"{verb}{number}").random()) / KILLS[verb]
-    time.sleep((0.3 + 0.65 * share) * seconds)  # before that it is loading its libraries
+    wait = (0.3 + 0.6 * share) * seconds  # before that it is loading its libraries
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait)
+        if process.poll() is None:
+            break
+        shutil.rmtree(folder)  # it was faster this time, and had ended
+        wait *= 0.8
     process.kill()
     process.wait()
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
@@ -224,7 +231,7 @@ class Hungry(torch.nn.Module):
         return self.inner(images)
 
 
-def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(capsys) -> None:
+def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(capsys, tmp_path) -> None:
     runtime.forget_notes()
     model, images = train_patches(conv, seed=3), patches(90, 5)
     hungry = Hungry(model, 10).eval()
@@ -240,6 +247,9 @@ def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(caps
         predictions.logits, job.predictions.logits, atol=1e-5
     )
     assert "memory did not suffice" in capsys.readouterr().err and runtime.notes()
+    hungry.most, options = 10, {"eps": "4/255", "sweep": False, "effort": "quick", "explain": (), "cases": 0}
+    run = rc.audit(hungry, images, **options, batch_size=90, out=tmp_path / "run", quiet=True)
+    assert "memory did not suffice for a check" in run.page.read_text()
     with pytest.raises(torch.cuda.OutOfMemoryError), frozen(hungry):
         hungry.most = 0
         worst_case(type(job)(**{**vars(job), "classifier": hungry}), plan_for("quick", "linf"), eps=4 / 255)

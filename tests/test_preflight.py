@@ -1,11 +1,14 @@
 """The checks before an audit: seeded mistakes are caught, each by the check made for it; honest models pass."""
 
 import functools
+import re
 
+import numpy as np
 import pytest
 import torch
 from broken_defences import Coupled, Noisy, Probabilities
 from honest_models import MEAN, NAMES, STD, Residual, conv, honest, patches, trained
+from PIL import Image
 from torch import nn
 
 import robustcv as rc
@@ -101,6 +104,32 @@ def test_training_images_among_test_images_are_counted(trained, tmp_path) -> Non
     found = {check.check: check for check in rc.doctor(str(trained), "digits", quiet=True)}
     assert found["apart from training images"].status == "pass"
     assert {check.status for check in found.values()} == {"pass"}
+
+
+def test_a_training_image_among_the_test_images_is_raised(tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(0, 256, (2, 2, 6, 8, 8, 3), dtype=np.uint8)
+    pictures[1, 0, 3] = pictures[0, 0, 2]  # a training image of the first class, pixel by pixel
+    for split, classes in zip(("train", "test"), pictures, strict=True):
+        for name, images in zip(("cat", "dog"), classes, strict=True):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for k, pixels in enumerate(images):
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{k}.png")
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef f():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))\n"
+    )
+    checks = rc.doctor(f"py:{tmp_path}/own.py:f", str(tmp_path / "data"), quiet=True)
+    (found,) = (each for each in checks if each.check == "apart from training images")
+    assert found.status == "raised" and re.search(r"\b1\b", found.figure)
+
+
+def test_a_trial_attack_that_leaves_its_ball_is_raised(monkeypatch) -> None:
+    from robustcv.evaluation import preflight as module
+
+    assert "trial attack within eps" not in raised(model())
+    monkeypatch.setattr(module, "pgd", lambda ask, images, labels, **_: (images + 0.04).clamp(0, 1))
+    assert "trial attack within eps" in raised(model(), eps=8 / 255)
 
 
 def test_what_a_check_costs_is_counted() -> None:

@@ -8,13 +8,16 @@ import pytest
 import torch
 from broken_defences import (
     Coupled,
+    Dropping,
     Jpeg,
     Noisy,
     Probabilities,
     Purifying,
     Quantised,
+    Resized,
     Scaled,
     Shattered,
+    Thermometer,
     Valley,
     WinnersTakeAll,
 )
@@ -109,6 +112,14 @@ def test_quantised_inputs_are_flagged_and_the_escalation_breaks_many(linear) -> 
     assert "zero gradient" in raised
     escalated, _ = audited(model, images, escalate=True)
     assert escalated < plain - 0.1  # Square needs no gradient
+
+
+@pytest.mark.parametrize("defence", [Thermometer, Resized, Dropping])
+def test_codes_without_gradient_and_answers_by_chance_are_flagged(linear, defence) -> None:
+    torch.manual_seed(0)  # what the defence draws
+    model = defence(linear).eval()
+    _, raised = audited(model, labelled(model, 60))
+    assert raised & ({"zero gradient"} if defence is Thermometer else {"deterministic"})
 
 
 def test_shattered_gradients_are_flagged(linear) -> None:

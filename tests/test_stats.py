@@ -1,5 +1,7 @@
 """Intervals and paired tests, against statsmodels, published figures and simulation."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -116,3 +118,23 @@ def test_equal_classes_raise_few_false_alarms_and_an_odd_one_is_found() -> None:
     assert np.mean(alarms) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
     found = stats.against_rest([15, *[48] * 9], [60] * 10)
     assert found[0] < 1e-6 and min(found[1:]) > 0.05 and stats.against_rest([3, 0], [5, 0]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [6, 15, 40, 101])
+def test_the_interval_of_a_median_covers_by_enumeration(n: int) -> None:
+    """The median lies between the k-th smallest and largest of n values with probability 1 - 2 P(Binomial < k)."""
+    low, high = stats.median_interval(np.arange(n))
+    k = int(low) + 1
+    assert high == n - k
+    below = sum(math.comb(n, j) for j in range(k)) / 2**n
+    next_one = sum(math.comb(n, j) for j in range(k + 1)) / 2**n
+    assert below <= 0.025 < next_one
+
+
+def test_the_interval_of_a_mean_covers() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for k in range(400):
+        low, high = stats.mean_interval(rng.exponential(size=80), seed=k)
+        covered += low <= 1 <= high
+    assert 0.90 <= covered / 400 <= 0.975  # a bootstrap of a skewed mean covers a little too seldom

@@ -1,14 +1,18 @@
 """Evidence: every counted failure is there, holds alone, and whatever is changed is noticed."""
 
+import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_linear
 from honest_models import conv, patches, trained
+from PIL import Image
 from test_worst_case import job_for
 
 import robustcv as rc
@@ -142,7 +146,22 @@ def other_norm(folder: Path) -> None:
     edited_line(folder, norm="l2")
 
 
+@change("outside the box")
+def outside(folder: Path) -> None:
+    """The same failure, as floats, of which the darkest pixel lies below black."""
+    line = json.loads((folder / "cases.jsonl").read_text().splitlines()[0])
+    with zipfile.ZipFile(folder / "evidence/broken.zip") as archive:
+        clean, attacked = (
+            np.array(Image.open(io.BytesIO(archive.read(f"{line['evidence']}-{kind}.png"))), np.float32) / 255
+            for kind in ("clean", "adversarial")
+        )
+    attacked.flat[clean.argmin()] = -0.5 * line["eps"]
+    stored = np.ascontiguousarray(np.atleast_3d(attacked).transpose(2, 0, 1))
+    (folder / "evidence/broken.safetensors").write_bytes(runs.pack_arrays({f"{line['evidence']}-adversarial": stored}))
+
+
 WANTED = {
+    "outside the box": ("failures replayed", "leaves [0, 1]"),
     "hidden failures": ("counts", "failures are not listed"),
     "a repeated failure": ("counts", "two failures share their evidence"),
     "no lines": ("counts", "is missing or was changed"),
@@ -224,6 +243,28 @@ def test_the_flows_are_those_of_the_evidence(audited: Path) -> None:
     for k, row in enumerate(record.classes):  # rows of the matrix add up
         assert row.robust + sum(flow.count for flow in record.flows if flow.label == k) == row.clean
     assert "Where attacked images go" in (audited / "report.html").read_text()
+
+
+def test_the_bands_of_the_flows_are_as_wide_as_the_images_they_carry(audited: Path) -> None:
+    record, page = runs.load(audited), (audited / "report.html").read_text()
+    drawn = page.split('id="flows"')[1].split("<table")[0]
+    names = [row.name for row in record.classes]
+    wanted = {f"{row.robust} of {row.name} stand": row.robust for row in record.classes if row.robust}
+    wanted |= {f"{each.count} of {names[each.label]} taken for {names[each.prediction]}": each.count
+               for each in record.flows}  # fmt: skip
+    wide = {}
+    for told, path in re.findall(r'aria-label="(\d+ of [^"]*)"[^>]* d="([^"]*)"', drawn):
+        at = [float(each) for each in re.findall(r"-?[\d.]+", path)]
+        left = [y for x, y in zip(at[::2], at[1::2], strict=True) if x == min(at[::2])]
+        right = [y for x, y in zip(at[::2], at[1::2], strict=True) if x == max(at[::2])]
+        assert max(right) - min(right) == pytest.approx(max(left) - min(left), abs=0.01)
+        wide[told] = max(left) - min(left)
+    assert wide.keys() == wanted.keys()
+    one = wide[next(iter(wanted))] / wanted[next(iter(wanted))]
+    assert wide == pytest.approx({told: one * count for told, count in wanted.items()}, abs=0.02)
+    shown = {(case.label, case.adversarial_prediction) for case in record.cases if case.outcome == "broken"}
+    links = set(re.findall(r'<a href="#class=(\w+)&amp;as=(\w+)"', drawn))
+    assert links == {(names[a], names[b]) for a, b in shown} and links
 
 
 class Moody(torch.nn.Module):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, processes
-from robustcv.errors import UserError
+from robustcv import draws, processes, stats
+from robustcv.errors import UserError, first_line
 from robustcv.explainers import Explanation
 from robustcv.explainers.pool import Pool
 from robustcv.records import ExplainerResult
@@ -55,7 +55,7 @@ def explain_images(
                 own["regions"] = own["regions"][rows]
             if "rows" in accepted:  # a method of the user's may do without
                 own.setdefault("rows", rows_at_once)
-            if "pool" in accepted and own["rows"] == rows_at_once:
+            if "pool" in accepted and own.get("rows") == rows_at_once:
                 own["pool"] = pool
             before, started = pool.forwards, time.monotonic()
             found = _one(name, method, classifier, batch, wanted, seeds=seeds.to(device), **own)
@@ -75,7 +75,9 @@ def _one(
     try:
         made = method(classifier, images, targets, **options)
     except ValueError as error:  # an option that cannot be read
-        raise UserError("RCV-E008", f"{name} cannot be run as asked", str(error), f"--set {name}....=...") from error
+        raise UserError(
+            "RCV-E008", f"{name} cannot be run as asked", first_line(error), f"--set {name}....=..."
+        ) from error
     if not bool(made.heatmaps.isfinite().all()):
         raise UserError(
             "RCV-E104",
@@ -119,6 +121,7 @@ def _joined(
         worst_error=worst_error,
         median_gap=median_gap,
         worst_gap=worst_gap,
+        error_interval=stats.median_interval(whole.error[whole.error.isfinite()].numpy()),
         details=whole.details,
     )
 

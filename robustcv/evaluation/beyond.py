@@ -57,9 +57,20 @@ def corruption_errors(
     return tuple(rows), (metric, share)
 
 
+def corrupted_sample(job: Job, row: int, name: str, severity: int) -> Float[Tensor, "c h w"]:
+    """Corrupt one image as it was corrupted when it was judged."""
+    seeds = draws.image_seeds(job.seed, job.images.hashes[row : row + 1], _purpose(name, severity))
+    image, _ = next(job.images.take(torch.tensor([row])).batches(1))
+    return CORRUPTIONS[name](image.to(job.device), severity=severity, seeds=seeds.to(job.device))[0].cpu()
+
+
+def _purpose(name: str, severity: int) -> str:
+    return f"corruption-{name}-{severity}"
+
+
 def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: int) -> Bool[Tensor, " n"]:
     """Answer one corrupted copy of all images, or read the answers of an interrupted run."""
-    key = f"corruption-{name}-{severity}"
+    key = _purpose(name, severity)
     if (saved := job.state.load_arrays(key)) is not None:
         return torch.from_numpy(saved["correct"].copy())
     correct = _right_after(job, job.classifier, functools.partial(corrupt, severity=severity), key)

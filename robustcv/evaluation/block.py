@@ -14,8 +14,9 @@ from robustcv import draws, runs, runtime
 from robustcv.attacks import is_minimum_norm
 from robustcv.attacks.losses import margin, wrong_classes
 from robustcv.attacks.norms import NORMS, Norm
-from robustcv.classifier import Judge, Tracked, right, to_eight_bit
+from robustcv.classifier import Confirm, Judge, Tracked, right, to_eight_bit
 from robustcv.evaluation.job import Job, Planned
+from robustcv.records import GRADIENT_FREE
 
 TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
 _ARRAYS = ("rows", "broken", "distance", "score", "kept", "best", "ranked")
@@ -131,6 +132,14 @@ def _rank(job: Job, rows: Tensor) -> Tensor:
         return wrong_classes(torch.cat(logits), labels)
 
 
+def _asked(job: Job, planned: Planned, labels: Tensor) -> tuple[nn.Module, Confirm | None]:
+    """Give what an attack asks, and what confirms its successes where that is only nearly the classifier."""
+    by_library = planned.name.startswith("foolbox-")  # which asks unseen: what is denied could not be asked again
+    if job.reduced is None or planned.name in GRADIENT_FREE or by_library:
+        return job.fast or job.classifier, None
+    return job.reduced, lambda candidates, rows: ~right(job.classifier(candidates), labels[rows])
+
+
 def _attack_batch(
     job: Job,
     planned: Planned,
@@ -145,7 +154,9 @@ def _attack_batch(
     clean, labels = next(chosen.batches(len(rows)))
     clean, labels = clean.to(job.device), labels.to(job.device)
     ball = NORMS[job.norm]
-    tracked = Tracked(job.fast or job.classifier, clean, make_judge(clean, labels, ball, eps), eight_bit=job.eight_bit)
+    asked, confirm = _asked(job, planned, labels)
+    judge = make_judge(clean, labels, ball, eps)
+    tracked = Tracked(asked, clean, judge, eight_bit=job.eight_bit, confirm=confirm)
     seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)
     given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
     if targets is not None:
@@ -153,23 +164,25 @@ def _attack_batch(
     checks = 0
     for attempt in range(2):
         if attempt == 1:  # once more, on the plain classifier, for those whose success it did not share
-            tracked.classifier, tracked.judge = job.classifier, make_judge(clean, labels, ball, eps)
+            tracked.classifier, tracked.confirm = job.classifier, None
+            tracked.judge = make_judge(clean, labels, ball, eps)
+        settled = tracked.broken
         returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
         if job.eight_bit:
             returned = to_eight_bit(returned, clean)
-        checked = _check(job.classifier, tracked, returned)
+        checked = _check(job.classifier, tracked, returned, ~(settled | tracked.aside))
         checks += checked.forward
         if not tracked.doubt(checked.confirmed):
             break
     broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
-    distance = ball.distance(checked.candidates, clean).cpu()
+    distance = ball.distance(tracked.best, clean).cpu()
     return Attacked(
         rows=rows,
         broken=broken,
         distance=distance,
         score=tracked.best_score.cpu().double(),
         kept=rows[keep],
-        best=checked.candidates.cpu()[keep],
+        best=tracked.best.cpu()[keep],
         ranked=torch.empty(0, 0).long(),
         forward=int(tracked.forwards.sum()) + checks,
         backward=int(tracked.backwards.sum()),
@@ -179,30 +192,31 @@ def _attack_batch(
 
 @dataclass(frozen=True)
 class _Checked:
-    candidates: Tensor
     confirmed: Tensor
     forward: int
 
 
-def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor) -> _Checked:
+def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor, asked: Tensor) -> _Checked:
     """Ask the plain classifier again about every success, and for the first time about what an attack only returned.
 
-    One forward pass an image; one more for each image that only this pass found broken.
+    One forward pass an image asked about; one more for each image that only this pass found broken.
     """
-    everyone = torch.arange(len(returned), device=returned.device)
-    candidates = torch.where(_wide(tracked.broken), tracked.best, returned)
+    rows = asked.nonzero().squeeze(1)
+    candidates = torch.where(_wide(asked & tracked.in_play), returned, tracked.best)
+    confirmed, score = tracked.broken.clone(), tracked.best_score.clone()
     with torch.no_grad():
-        confirmed, score = tracked.judge(candidates, classifier(candidates), everyone)
-        forward = len(returned) * tracked.samples
-        fresh = (confirmed & tracked.in_play).nonzero().squeeze(1)
+        confirmed[rows], found = tracked.judge(candidates[rows], classifier(candidates[rows]), rows)
+        score[rows] = found.to(score)
+        forward = len(rows) * tracked.samples
+        fresh = (confirmed & ~tracked.broken).nonzero().squeeze(1)
         if len(fresh):
             again, _ = tracked.judge(candidates[fresh], classifier(candidates[fresh]), fresh)
             confirmed[fresh], forward = again, forward + len(fresh) * tracked.samples
     closer = score < tracked.best_score
-    tracked.best_score = torch.where(closer, score.to(tracked.best_score), tracked.best_score)
+    tracked.best_score = torch.where(closer, score, tracked.best_score)
     tracked.in_play &= ~confirmed
-    best = torch.where(_wide(tracked.in_play & ~closer), tracked.best, candidates)
-    return _Checked(best, confirmed, forward)
+    tracked.best = torch.where(_wide(~tracked.broken & ~closer), tracked.best, candidates)
+    return _Checked(confirmed, forward)
 
 
 def _wide(mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustcv import runtime
 from robustcv.records import Cost, Latency
 
 BATCHES = (1, 64)
@@ -28,7 +29,7 @@ def cost(classifier: nn.Module, image: Tensor, *, black_box: bool = False) -> Co
     batch = image[None]
     with torch.no_grad():
         flops = None if black_box else _flops(classifier, batch)
-        rows = tuple(_latency(classifier, batch, size) for size in BATCHES)
+        rows = tuple(row for size in BATCHES if (row := _latency(classifier, batch, size)) is not None)
     tensors = [*classifier.parameters(), *classifier.buffers()]
     return Cost(
         flops=flops,
@@ -46,10 +47,17 @@ def _flops(classifier: nn.Module, batch: Tensor) -> int | None:
     return total or None
 
 
-def _latency(classifier: nn.Module, image: Tensor, size: int) -> Latency:
-    images = image.expand(size, -1, -1, -1).contiguous()
+def _latency(classifier: nn.Module, image: Tensor, size: int) -> Latency | None:
+    """Time one batch size; None where memory does not suffice for it."""
     wait = _waiter(image.device)
-    classifier(images)
+    try:
+        images = image.expand(size, -1, -1, -1).contiguous()
+        classifier(images)
+    except RuntimeError as error:
+        if not runtime.out_of_memory(error):
+            raise
+        runtime.note(f"memory did not suffice to time a batch of {size}")
+        return None
     wait()
     times: list[float] = []
     begun = time.perf_counter()

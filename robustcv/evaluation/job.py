@@ -49,6 +49,9 @@ class Job:
     ----------
     fast
         The same function in fewer operations, for attacks to ask; what they find is judged by ``classifier``.
+    reduced
+        Nearly the same function in lower precision, for attacks that take gradients; ``classifier`` is asked at once
+        about each success.
     remember
         Images whose best candidate is kept even where it did not succeed.
     eight_bit
@@ -68,6 +71,7 @@ class Job:
     device: torch.device
     state: runs.State
     fast: nn.Module | None = None
+    reduced: nn.Module | None = None
     remember: Bool[Tensor, " n"] | None = None
     eight_bit: bool = False
     advance: Advance = field(default=lambda _: None)

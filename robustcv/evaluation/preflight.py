@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robustcv import runtime
 from robustcv.attacks import norms_of
 from robustcv.attacks.pgd import pgd
 from robustcv.attacks.square import square
@@ -103,13 +104,26 @@ def preflight(
         lambda: _overlap(overlap, len(images)),
         deterministic,
         lambda: _alone(ask, batch, *answers),
-        lambda: _dynamic(ask, batch),
-        lambda: _black_box() if black_box else _gradients(ask, batch, labels),
+        lambda: _bearable(lambda some, _: _dynamic(ask, some), batch, labels),
+        lambda: _black_box() if black_box else _bearable(functools.partial(_gradients, ask), batch, labels),
     ]
     if eps is not None:
         checks.append(lambda: _plausible(eps, norm, images.shape))
-        checks.append(lambda: _trial(ask, batch, labels, eps, norm, black_box))
+        checks.append(lambda: _bearable(lambda x, y: _trial(ask, x, y, eps, norm, black_box), batch, labels))
     return tuple(spent(check) for check in checks)
+
+
+def _bearable(check: Callable[[Tensor, Tensor], Check], batch: Tensor, labels: Tensor) -> Check:
+    """Run a check that takes gradients on as many of the images as memory suffices for."""
+    rows = len(batch)
+    while True:
+        try:
+            return check(batch[:rows], labels[:rows])
+        except RuntimeError as error:
+            if rows == 1 or not runtime.out_of_memory(error):
+                raise
+        rows //= 2  # outside the except clause, which holds on to the memory of what failed
+        runtime.note(f"memory did not suffice for a check; it looks at {rows} images")
 
 
 def _spread(n: int, wanted: int) -> Tensor:

@@ -174,6 +174,7 @@ def _rescaled(
     if is_minimum_norm(planned.attack):
         return _not_run(name, "the plan begins with a minimum-norm attack"), ()
     fast = job.fast or job.classifier
+    job = replace(job, reduced=None)  # precision must not tell the two apart
     small = replace(job, fast=_Rescaled(fast, 1 / max(gap, 1e-12)).eval())
     tried = tuple(
         _attack_some(each, outcome.headline, sample, tag, planned)

@@ -19,7 +19,7 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.agreement import Agreed, agreement
-from robustcv.evaluation.beyond import corruption_errors, patch_threat, spatial_threat
+from robustcv.evaluation.beyond import corrupted_sample, corruption_errors, patch_threat, spatial_threat
 from robustcv.evaluation.certify import (
     certified_metrics,
     certify_bounds,
@@ -39,8 +39,9 @@ from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
 from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
+from robustcv.reduced import reduced
 from robustcv.runtime import Progress
-from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_printable_png
+from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_png, to_printable_png
 from robustcv.verbs.evidence import evidence_of, flows_of
 from robustcv.verbs.explained import Explained
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
@@ -80,6 +81,8 @@ def audit(
     for name in options["also"]:
         if name not in ALSO:
             raise unknown_name("threat", name, ALSO)
+    if options["precision"] not in PRECISIONS:
+        raise unknown_name("precision", options["precision"], PRECISIONS)
     for name in options["certify"]:
         if name not in CERTIFICATES:
             raise unknown_name("certificate", name, CERTIFICATES)
@@ -143,6 +146,7 @@ def audit(
                 )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
+        fast, half = (classifier, None) if black_box else _fast(classifier, chosen, device, options["precision"])
         with progress.stage("attacks", work, stops=False) as advance:
             job = Job(
                 classifier,
@@ -150,7 +154,8 @@ def audit(
                 predictions,
                 norm=options["norm"],
                 state=state,
-                fast=classifier if black_box else _fast(classifier, chosen, device),
+                fast=fast,
+                reduced=half,
                 remember=sample,
                 eight_bit=options["eight_bit"],
                 advance=advance,
@@ -265,14 +270,14 @@ def _plans(
     )
     explain = ["partition_shap"] if black_box else options["explain"]
     runs_here = [*(planned.name for planned in plan), *options["also"], *options["certify"], *explain]
-    without = next((each.name for each in plan if black_box and each.name not in GRADIENT_FREE), None)
+    without = next((each.name for each in plan if black_box and each.name not in records.GRADIENT_FREE), None)
     without = "patch" if black_box and "patch" in options["also"] else without
     without = "bounds" if black_box and "bounds" in options["certify"] else without
     without = "maps" if black_box and "maps" in options["also"] else without
+    without = "--precision bf16" if black_box and options["precision"] == "bf16" else without
     if without is not None:
-        raise UserError(
-            "RCV-E094", f"{without} needs gradients", "this model gives none", f"use {', '.join(GRADIENT_FREE)}"
-        )
+        fix = "leave it out" if without.startswith("--") else f"use {', '.join(records.GRADIENT_FREE)}"
+        raise UserError("RCV-E094", f"{without} needs gradients", "this model gives none", fix)
     told = f"this audit runs {', '.join(runs_here)}"
     refuse_unused(method_options, runs_here, told, add="add it to --attacks, --also, --certify or --explain")
     if named or black_box:
@@ -281,10 +286,13 @@ def _plans(
     return plan, plan_for("autoattack", options["norm"]) if escalates else []
 
 
-def _fast(classifier: nn.Module, images: ImageSet, device: torch.device) -> nn.Module:
-    """Fold what can be folded, checked on a few images."""
-    few, _ = next(images.take(torch.arange(min(32, len(images)))).batches(32))
-    return folded(classifier, few.to(device))
+def _fast(
+    classifier: nn.Module, images: ImageSet, device: torch.device, precision: str
+) -> tuple[nn.Module, nn.Module | None]:
+    """Fold what can be folded, checked on a few images; the same in bfloat16 beside it, where that is asked for."""
+    few = next(images.take(torch.arange(min(32, len(images)))).batches(32))[0].to(device)
+    fast = folded(classifier, few)
+    return fast, reduced(fast, few[:4]) if precision == "bf16" else None
 
 
 def _settled(job: Job, outcome: WorstCase, progress: Progress) -> Replayable:
@@ -318,7 +326,7 @@ class _Beyond:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-GRADIENT_FREE = ("square", "foolbox-boundary", "foolbox-hopskipjump")
+PRECISIONS = ("float32", "bf16")
 ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat, "maps": stability}
 FOLLOWED = 32  # images whose maps are followed under attack
 
@@ -370,7 +378,9 @@ def _beyond(
         with progress.stage(name, n * (75 if name == "corruptions" else 1)) as advance:
             if name == "corruptions":
                 rows, found = corruption_errors(job, advance=advance)
+                rows, pictures = _with_samples(job, rows)
                 metrics += found
+                files |= pictures
             elif name == "spatial":
                 threat, metric = spatial_threat(job, method_options.get("spatial", {}), advance=advance)
                 others.append(threat)
@@ -384,6 +394,25 @@ def _beyond(
                 assert threat.file is not None
                 files[threat.file] = to_printable_png(patch, method_options.get("patch", {}).get("shape", "square"))
     return _Beyond(rows, tuple(others), tuple(metrics), files)
+
+
+SAMPLED = (1, 3, 5)  # the severities of which the page shows a picture
+
+
+def _with_samples(
+    job: Job, rows: Sequence[records.CorruptionRow]
+) -> tuple[tuple[records.CorruptionRow, ...], dict[str, bytes]]:
+    """Add a picture of the first sampled image, if any, to the rows of some severities."""
+    sampled = job.kept().nonzero().flatten().tolist()[:1]
+    made, files = [], {}
+    for each in rows:
+        if sampled and each.severity in SAMPLED:
+            name = f"evidence/corruptions/{each.name}-{each.severity}.png"
+            files[name] = to_png(corrupted_sample(job, sampled[0], each.name, each.severity))
+            made.append(each.model_copy(update={"file": name}))
+        else:
+            made.append(each)
+    return tuple(made), files
 
 
 PATCH_IMAGES = 1000

@@ -83,7 +83,7 @@ def draw_cases(
 def _measure(
     classifier: nn.Module, clean: Tensor, attacked: Tensor, label: int, device: torch.device
 ) -> dict[str, Any]:
-    """Predict an attacked image again, alone, and its 8-bit version; measure both norms of the change."""
+    """Predict an attacked image again, alone, and its 8-bit version; measure the change."""
     rounded = (attacked * 255).round() / 255
     with torch.no_grad():
         logits = classifier(torch.cat([attacked, rounded]).to(device)).double().cpu()
@@ -92,6 +92,7 @@ def _measure(
         "adversarial_confidence": float(logits[0].softmax(0).amax()),
         "linf": float(NORMS["linf"].distance(attacked, clean)[0]),
         "l2": float(NORMS["l2"].distance(attacked, clean)[0]),
+        "l0": int(NORMS["l0"].distance(attacked, clean)[0]),
         "exact_8bit": bool(logits[1].argmax() != label),
     }
 

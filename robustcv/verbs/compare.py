@@ -80,6 +80,7 @@ def compare(run_a: Saved, run_b: Saved, *, names: tuple[str, str] | None, force:
             paired=tuple(pairs),
             options_changed=_changed(record_a, record_b),
             forced=not (same and same_plan),
+            differs=(*(() if same else ("images",)), *(() if same_plan else ("attacks",))),
             moved=won_and_lost,
         ),
         environment=clock.environment(torch.device("cpu")),
@@ -128,6 +129,8 @@ def _side(run: Saved, name: str, prefix: str, files: dict[str, bytes]) -> record
         explanations=record.explanations,
         measures=record.measures,
         stability=record.stability,
+        cost=record.cost,
+        device=record.environment.device,
         cases=cases,
     )
 

@@ -11,8 +11,8 @@ from robustcv.verbs.pairing import Saved, equal_eps, match, paired, plan_told, s
 from robustcv.verbs.prepare import Clock, Result, version
 
 
-def audits_in(folder: Path) -> list[Path]:
-    """Find the finished audits in a folder of runs, in the order of their names; what is hidden is left out.
+def audits_in(folder: Path) -> list[Saved]:
+    """Read the finished audits in a folder of runs, in the order of their names; what is hidden is left out.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def audits_in(folder: Path) -> list[Path]:
             continue
         record = runs.load(path.parent)
         if record.verb == "audit" and record.verdict != "INCOMPLETE":
-            found.append(path.parent)
+            found.append(Saved(str(path.parent), record, runs.load_files(path.parent)))
     if len(found) < 2:
         raise UserError(
             "RCV-E084",
@@ -37,11 +37,10 @@ def audits_in(folder: Path) -> list[Path]:
     return found
 
 
-def overview(folders: Sequence[Path], names: Sequence[str] | None) -> Result:
+def overview(saved: Sequence[Saved], names: Sequence[str] | None) -> Result:
     """Put many audits side by side, the first the baseline; see `robustcv.compare`."""
     clock = Clock()
-    saved = [Saved.read(folder) for folder in folders]
-    labels = list(names) if names else _short(folders)
+    labels = list(names) if names else _short([Path(run.name) for run in saved])
     base = saved[0]
     base_verdicts = verdicts_of(base)
     rows = []
@@ -77,7 +76,7 @@ def overview(folders: Sequence[Path], names: Sequence[str] | None) -> Result:
         verdict="INCONCLUSIVE" if any(row.raised for row in rows) else "NO GATE",
         overview=tuple(rows),
         environment=clock.environment(torch.device("cpu")),
-        options={"runs": [str(folder) for folder in folders]},
+        options={"runs": [run.name for run in saved]},
         headline_eps=base.record.headline_eps,
     )
     return Result(result, {})

@@ -116,4 +116,5 @@ def threat_of(record: records.Record) -> tuple[str, float]:
 def plan_told(record: records.Record) -> list[str]:
     """Name the attacks that were planned and how they were judged; probes and escalations answer to what was found."""
     how = [f"{name} {record.options.get(name)}" for name in ("eight_bit", "eot")]
+    how.append(f"precision {record.options.get('precision', 'float32')}")  # audits of before had no other
     return [*how, *sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})]
