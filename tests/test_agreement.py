@@ -13,7 +13,7 @@ from test_reliability import EPS, SHAPE, labelled
 from test_worst_case import job_for
 
 import robustcv as rc
-from robustcv import models, runs
+from robustcv import models, records, runs
 from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen
 from robustcv.evaluation.accuracy import expected_calibration_error
@@ -93,3 +93,12 @@ def test_calibration_under_attack_is_that_of_the_evidence(trained, tmp_path) -> 
     assert metric.value == pytest.approx(expected_calibration_error(sure, right.astype(float)), abs=1e-6)
     assert sum(each.n for each in run.record.calibration_attacked) == 120
     assert sum(each.correct for each in run.record.calibration_attacked) == int(right.sum())
+
+
+def test_what_an_attack_without_gradients_alone_breaks_is_marked() -> None:
+    from robustcv.report.sections.agreement import _row
+
+    found = records.Agreement(
+        attacks=("pgd", "square"), norm="linf", eps=0.03, n=50, both=((20, 15), (15, 18)), only=(5, 3)
+    )
+    assert "masked gradients" in _row(found, 1)[-1].note and _row(found, 0)[-1].note == ""

@@ -1,5 +1,6 @@
 """The page in a real browser: light and dark, wide and narrow, with nothing on the network."""
 
+import csv
 import http.server
 import itertools
 import os
@@ -11,7 +12,8 @@ from urllib.parse import unquote_plus
 import pytest
 
 import robustcv as rc
-from robustcv import report
+from robustcv import report, runs
+from robustcv.report import numbers
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -111,6 +113,75 @@ def test_text_in_charts_follows_the_theme(browser, page_file) -> None:
     assert colours["light"] and not colours["light"] & colours["dark"]
 
 
+def test_the_theme_can_be_turned_and_is_kept(browser, page_file) -> None:
+    context = browser.new_context(color_scheme="dark")
+    page = context.new_page()
+
+    def ground() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    page.goto(page_file["audit"].as_uri())
+    dark = ground()
+    page.locator("#theme").click()
+    light = ground()
+    assert (dark, light) == ("rgb(21, 24, 29)", "rgb(246, 248, 250)")
+    page.reload()
+    assert ground() == light
+    page.keyboard.press("t")
+    assert ground() == dark
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('.tile')).backgroundColor") == "rgb(255, 255, 255)"
+    context.close()
+
+
+def test_every_table_with_a_head_can_be_saved_as_csv(browser, page_file, tmp_path) -> None:
+    record = runs.load(page_file["audit"].parent)
+    page = browser.new_page()
+    page.goto(page_file["audit"].as_uri())
+    assert page.locator("button.csv").count() == page.locator("main .scroll table:has(thead)").count() > 8
+    page.locator("#curve details").first.locator("summary").click()
+    with page.expect_download() as saved:
+        page.locator("#curve button.csv").click()
+    assert saved.value.suggested_filename.startswith("curve-")
+    rows = list(csv.reader(Path(saved.value.path()).read_text(encoding="utf-8-sig").splitlines()))
+    assert rows[0] == ["eps", "worst case", "worst case: n", "worst case: CI low", "worst case: CI high"]
+    told = {row[0]: [float(each) for each in row[1:]] for row in rows[1:]}
+    metric = record.metric("robust_accuracy", eps=record.headline_eps, attack=None)
+    wanted = [metric.count / metric.n, metric.n, metric.low, metric.high]
+    assert told[numbers.eps_short(record.headline_eps)] == pytest.approx(wanted, rel=1e-5)
+    page.close()
+
+
+def test_the_command_can_be_copied(browser, page_file) -> None:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(page_file["audit"].as_uri())
+    page.locator("#reproduce button", has_text="copy").click()
+    page.locator("#reproduce button", has_text="copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == runs.load(page_file["audit"].parent).environment.command
+    context.close()
+
+
+def test_a_saved_table_runs_nothing_in_a_spreadsheet(browser, tmp_path) -> None:
+    from test_report import make_record
+
+    names = ("=1+1", '"a, b"', "plain", "a;=2", "＝3")
+    path = tmp_path / "names.html"
+    path.write_text(report.render(make_record(60_000, names, 50_000, 20_000), {}))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    with page.expect_download() as saved:
+        page.locator("#classes button.csv").click()
+    rows = list(csv.reader(Path(saved.value.path()).read_text(encoding="utf-8-sig").splitlines()))
+    assert {"'=1+1", '"a, b"', "plain", "a;=2", "'＝3"} <= set(rows[0])
+    with page.expect_download() as saved:
+        page.locator("#flows button.csv").click()
+    text = Path(saved.value.path()).read_text(encoding="utf-8-sig")
+    rows = list(csv.reader(text.splitlines()))
+    assert '"a;=2"' in text and rows[1][1:4] == ["4000", "6000", "0"]
+    page.close()
+
+
 def test_a_case_opens_enlarged_by_keyboard_and_closes_again(browser, page_file) -> None:
     page = browser.new_page()
     page.goto(page_file["audit"].as_uri())
@@ -185,6 +256,12 @@ def test_cases_are_chosen_by_class_and_the_choice_stands_in_the_address(browser,
     assert again.locator("#filters select[name=class]").input_value() == one
     again.locator("#filters select[name=class]").select_option("")
     assert again.locator("#cases .case:visible").count() == every
+    for field in ("outcome", "attack"):
+        one = again.locator(f"#filters select[name={field}] option").nth(1).inner_text()
+        again.locator(f"#filters select[name={field}]").select_option(one)
+        left = again.locator("#cases .case:visible")
+        assert 0 < left.count() < every and {each.get_attribute(f"data-{field}") for each in left.all()} == {one}
+        again.locator(f"#filters select[name={field}]").select_option("")
     link = again.locator("#flows td a").first
     went = link.get_attribute("href")
     link.click()
@@ -363,7 +440,44 @@ def test_everything_can_be_read_without_javascript(browser, page_file) -> None:
     page.goto(page_file["audit"].as_uri())
     for heading in ("Robustness curve", "Per class", "Cases", "Calibration", "Threat model", "Reproduce"):
         assert page.get_by_role("heading", name=heading, exact=True).is_visible()
+    tiles, charts, cases = (page.locator(each) for each in (".tile b", "figure.chart svg", ".case img"))
+    assert tiles.count() == 4 and charts.count() >= 3 and cases.count() > 10
+    assert all(each.is_visible() for each in (*tiles.all(), *charts.all(), *cases.all()))
+    tables = [each for each in page.locator("main table").all() if not each.evaluate("t => t.closest('details')")]
+    assert len(tables) > 6 and all(each.is_visible() for each in tables)
     context.close()
+
+
+ODD = {
+    "one class": (3, ("one",), 3, 3),
+    "three images": (3, ("a", "b", "c"), 1, 0),
+    "hostile": (1000, None, 900, 0),
+    "German and Chinese": (1000, ("Schäferhund", "Größe", "狗", "飞机"), 1000, 1000),
+    "nothing right": (10, ("a", "b"), 0, 0),
+    "all in one": (1000, ("cat", "dog", "horse", "bird"), 1000, 0),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_odd_runs_are_laid_out_whole(browser, tmp_path, name, width) -> None:
+    from test_report import HOSTILE, make_record
+
+    n, classes, clean, robust = ODD[name]
+    path = tmp_path / "odd.html"
+    path.write_text(report.render(make_record(n, classes or HOSTILE, clean, robust), {}))
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(path.as_uri())
+    assert problems == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("window.PWN") is None
+    boxes = [mark.bounding_box() for mark in page.locator("#flows svg text").all()]
+    lines = sorted((round(box["x"] + box["width"] / 2 > 400), box["y"], box["y"] + box["height"]) for box in boxes)
+    for (side, _, end), (other, start, _) in itertools.pairwise(lines[2:]):  # but the legend's two
+        assert side != other or start >= end - 3, "two names lie on each other"
+    page.close()
 
 
 def test_hostile_names_run_nothing(browser, tmp_path) -> None:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "robustcv"
 LINES: list[set[str]] = [
     {"errors", "stats", "records", "runs", "launch", "stopping"},
     {"classifier", "runtime", "draws", "processes"},
-    {"folding"},
+    {"folding", "reduced"},
     {"data"},
     {"models"},
     {"attacks", "explainers", "measures", "training"},

@@ -17,7 +17,8 @@ from robustcv import records, report, runs
 from robustcv.report import blocks, images, numbers
 from robustcv.report.gallery import top_shared
 from robustcv.report.sections import SECTIONS
-from robustcv.report.thinning import with_previews
+from robustcv.report.text import shown
+from robustcv.report.thinning import PREVIEWS, with_previews
 
 ENVIRONMENT = records.Environment(
     python="3.11", platform="test", device="cpu", threads=2, packages={"torch": "2"}, started="2026-01-01T00:00:00",
@@ -92,6 +93,65 @@ def test_a_page_is_whole_offline_and_the_same_every_time(pages, verb: str) -> No
     assert sum(found.get("class") == "tile" for _, found in read.tags) == 4
 
 
+def test_the_threat_is_told_as_it_was(audited: Path) -> None:
+    record = make_record(100, ("a", "b"), 80, 20)
+    white = Reader(report.render(record, {})).text
+    assert "whoever knows the weights" in white and "AML.T0043.000" in white and "violation of integrity" in white
+    asked = tuple(each.model_copy(update={"name": "square"}) for each in record.attacks)
+    black = Reader(report.render(record.model_copy(update={"attacks": asked}), {})).text
+    assert "whoever asks for answers alone" in black and "AML.T0043.001" in black and "White-Box" not in black
+    whole = runs.load(audited)
+    page = (audited / "report.html").read_text()
+    assert whole.model.sha256[:12] in page and whole.data.sha256[:12] in page
+
+
+def test_a_forced_comparison_says_what_differs(pages) -> None:
+    record, files = runs.load(pages["compare"]), runs.load_files(pages["compare"])
+
+    def banner(*differs: str) -> str:
+        both = record.comparison.model_copy(update={"forced": True, "differs": differs})
+        return report.render(record.model_copy(update={"comparison": both}), files)
+
+    assert "made on different images" in banner("images") and "attacked in different" not in banner("images")
+    assert "attacked in different ways" in banner("attacks") and "made on different images" not in banner("attacks")
+
+
+def test_a_comparison_tells_size_and_speed_of_both(pages) -> None:
+    record = runs.load(pages["compare"])
+    page = Reader((pages["compare"] / "report.html").read_text())
+    assert "cost" in page.ids and all(f"{side.model.parameters:,}" in page.text for side in
+                                      (record.comparison.a, record.comparison.b))  # fmt: skip
+
+
+def test_cards_and_the_curve_tell_changes_in_every_unit(audited: Path) -> None:
+    record, text = runs.load(audited), Reader((audited / "report.html").read_text()).text
+    attacked = [case for case in record.cases if case.l0 is not None]
+    assert attacked and all(f"L2 {case.l2:.3f}, L0 {case.l0:,}" in text for case in attacked)
+    assert all(0 < case.l0 <= 3 * 32 * 32 for case in attacked if case.outcome == "broken")
+    assert f"{record.headline_eps:.3f}" in text  # below its multiple of 1/255
+
+
+def test_every_chart_has_its_csv(pages, audited: Path) -> None:
+    from robustcv.report.formats import FORMATS
+
+    behind = {"curve": "metrics", "flows": "flows", "calibration": "calibration", "training": "epochs",
+              "stability": "stability", "certified": "certified"}  # fmt: skip
+    for folder in (*pages.values(), audited):
+        record, files = runs.load(folder), runs.load_files(folder)
+        made = FORMATS["csv"](record, files)
+        for name, make in SECTIONS.items():
+            section = make(record, files)
+            if section is not None and any(block.kind == "chart" for block in section.blocks):
+                assert f"csv/{behind[name]}.csv" in made, (folder, name)
+
+
+def test_the_glossary_defines_what_the_page_shows(pages) -> None:
+    for verb, terms in {"audit": ("robust accuracy", "Holm", "IoU of maps"), "compare": ("McNemar",)}.items():
+        text = Reader((pages[verb] / "report.html").read_text()).text
+        told = text[text.index("What the numbers mean") :]
+        assert all(term in told for term in (*terms, "Wilson, (p + z"))
+
+
 def test_the_fixed_part_of_the_page_is_small() -> None:
     home = Path(report.__file__).parent
     assert sum((home / name).stat().st_size for name in ("report.css", "report.js", "page.html.j2")) < 40_000
@@ -137,11 +197,15 @@ def make_record(n: int, classes: tuple[str, ...], clean: int, robust: int) -> re
     data = records.Data(
         name="made up", split="test", n=n, total=n, class_names=classes, shape=(3, 8, 8), sha256="0", selection="all"
     )
+    pairs = [(k, (k + 1) % len(classes)) for k in range(len(classes)) if len(classes) > 1 and clean > robust]
+    fell = max(1, (clean - robust) // per)
+    flows = tuple(records.Flow(label=a, prediction=b, count=fell) for a, b in pairs)
     return records.Record(
         verb="audit",
         version="0",
         environment=ENVIRONMENT,
         headline_eps=8 / 255,
+        flows=flows,
         metrics=(metric("clean_accuracy", clean), metric("robust_accuracy", robust, bound="upper", **threat)),
         attacks=(attack,),
         classes=tuple(rows),
@@ -174,7 +238,8 @@ def test_odd_runs_do_not_break_the_page(n, classes, clean, robust) -> None:
     read = Reader(page)
     for word in ("nan", "None", "undefined"):
         assert not re.search(rf"(?<![\w.-]){word}(?![\w-])", read.text)
-    assert all(name in read.text for name in classes)
+    assert all(shown(name) in read.text for name in classes)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", page)
     assert "<script>window.PWN" not in page and "<img src=x" not in page
     assert len(page) < 1_000_000
 
@@ -185,7 +250,7 @@ def test_a_page_can_be_held_to_a_size_and_says_what_it_gave_up(audited: Path) ->
     size, cases = len(whole.encode()), whole.count('<article class="case"')
     assert report.render(record, files, size / 1e6) == whole and "--max-report-mb" not in whole
     previews = report.render(record, files, 0.95 * size / 1e6)
-    assert len(previews.encode()) <= 0.95 * size and "pictures are previews of at most 64 pixels" in previews
+    assert len(previews.encode()) <= 0.95 * size and "pictures are previews of at most 112 pixels" in previews
     assert f"of {cases} cases are shown" not in previews
     least = report.render(record, files, 0.001)
     assert '<article class="case"' not in least and "Without cases, this page takes" in least
@@ -201,10 +266,11 @@ def test_a_page_can_be_held_to_a_size_and_says_what_it_gave_up(audited: Path) ->
 def test_large_pictures_become_previews() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     item = blocks.Item("a", (blocks.Strip((blocks.Picture(images.data_uri(pixels), "", ""),)),), "")
-    (made,) = with_previews([blocks.Section("cases", "Cases", "", (blocks.Gallery((item,)),))])
-    uri = made.blocks[0].items[0].strips[0].pictures[0].uri
-    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
-        assert picture.size == (64, 64)
+    for largest in PREVIEWS:
+        (made,) = with_previews([blocks.Section("cases", "Cases", "", (blocks.Gallery((item,)),))], largest)
+        uri = made.blocks[0].items[0].strips[0].pictures[0].uri
+        with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as picture:
+            assert picture.size == (largest, largest)
 
 
 def test_a_page_fits_whatever_the_size_and_its_links_lead_to_cases_that_are_there(audited: Path) -> None:
@@ -369,10 +435,9 @@ SIMULATED = {
 def tokens(scheme: str) -> dict[str, np.ndarray]:
     """Read the page's colours, as linear RGB."""
     css = (Path(report.__file__).parent / "report.css").read_text()
-    block = re.findall(r":root\{([^}]*--bg[^}]*)\}", css)[0 if scheme == "light" else 1]
     found = {}
-    for name, value in re.findall(r"--(\w+):#([0-9A-Fa-f]{3,6})", block):
-        full = value if len(value) == 6 else "".join(2 * digit for digit in value)
+    for name, *both in re.findall(r"--(\w+):light-dark\(#(\w{6}),#(\w{6})\)", css):
+        full = both[0 if scheme == "light" else 1]
         part = np.array([int(full[k : k + 2], 16) for k in (0, 2, 4)]) / 255
         found[name] = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
     return found

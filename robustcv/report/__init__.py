@@ -17,13 +17,17 @@ from robustcv.report import summary
 from robustcv.report.blocks import Page, Section
 from robustcv.report.formats import FORMATS
 from robustcv.report.sections import PRINTED, SECTIONS
-from robustcv.report.thinning import PREVIEW, cases_in, with_cases, with_previews
+from robustcv.report.text import shown
+from robustcv.report.thinning import PREVIEWS, cases_in, with_cases, with_previews
+from robustcv.report.tiles import tiles
 
 _HERE = Path(__file__).parent
-_FORCED = (
-    "The two runs were made on different images. The paired differences are of the images in common; the curve, the "
-    "classes and the intervals of the tiles are of each run's own images."
-)
+_FORCED = {
+    "images": "The two runs were made on different images. The paired differences are of the images in common; the "
+    "curve, the classes and the intervals of the tiles are of each run's own images.",
+    "attacks": "The two runs were attacked in different ways: a difference between the models is mixed with one "
+    "between the attacks.",
+}
 _UNCHECKED = (
     "The checks before the attacks were left out (--skip-preflight): a mistake in feeding the model, or in its labels, "
     "would not have been noticed."
@@ -61,12 +65,12 @@ def _held(record: Record, files: Mapping[str, bytes], most_mb: float) -> str:
     """Render with previews, and with as many cases as fit; the banner says what the page gave up."""
     every = cases_in(record)
 
-    def thinned(k: int) -> str:
+    def thinned(k: int, largest: int = PREVIEWS[-1]) -> str:
         fewer = with_cases(record, k) if k < every else record
-        told = [f"pictures are previews of at most {PREVIEW} pixels"] if k else []
+        told = [f"pictures are previews of at most {largest} pixels"] if k else []
         told += [f"{k} of {every} cases are shown"] if k < every else []
         held = f"This page is held to {most_mb:g} MB (--max-report-mb): {', '.join(told)}. The rest is in evidence/."
-        sections = with_previews(_sections(fewer, files))
+        sections = with_previews(_sections(fewer, files), largest)
         page = _drawn(fewer, sections, " ".join(filter(None, [_banner(record), held if told else ""])))
         if k > 0 or _fits(page, most_mb):
             return page
@@ -74,8 +78,9 @@ def _held(record: Record, files: Mapping[str, bytes], most_mb: float) -> str:
         alone = f"Without {'cases' if every else 'anything to leave out'}, this page takes {size}."
         return _drawn(fewer, sections, " ".join(filter(None, [_banner(record), alone])))
 
-    if _fits(whole := thinned(every), most_mb):
-        return whole
+    for largest in PREVIEWS:
+        if _fits(whole := thinned(every, largest), most_mb):
+            return whole
     fits, too_many = 0, every
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
@@ -86,7 +91,7 @@ def _held(record: Record, files: Mapping[str, bytes], most_mb: float) -> str:
 def _banner(record: Record) -> str:
     """Give the line above everything, where there is something that a reader must know first."""
     if record.comparison is not None and record.comparison.forced:
-        return _FORCED
+        return " ".join(_FORCED[each] for each in record.comparison.differs or ("images",))
     return _UNCHECKED if record.options.get("skip_preflight") else ""
 
 
@@ -98,13 +103,15 @@ def _drawn(record: Record, sections: Sequence[Section], banner: str) -> str:
         verdict_kind=summary.KINDS[record.verdict],
         glyph=summary.GLYPHS[record.verdict],
         sentence=summary.sentence(record),
-        tiles=summary.tiles(record),
+        tiles=tiles(record),
         checks=summary.checks(record),
         strip=summary.strip(record),
         sections=tuple(section for section in sections if section.place == "full"),
         verb=record.verb,
         version=record.version,
-        identity=_identity(record),
+        threat=summary.threat(record),
+        made=summary.made(record),
+        identity=re.sub(r"[^0-9a-z ·]", "", summary.identity(record)),  # for the style sheet
         printed=PRINTED,
         top=tuple(section for section in sections if section.place != "full"),
         banner=banner,
@@ -113,15 +120,6 @@ def _drawn(record: Record, sections: Sequence[Section], banner: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     css = (_HERE / "report.css").read_text()
     return str(_template().render(page=page, css=css, script=script, digest=digest))
-
-
-def _identity(record: Record) -> str:
-    """Say in hex digits which model was judged on which images: what stands at the foot of every printed page."""
-    models = [record.model] if record.comparison is None else [record.comparison.a.model, record.comparison.b.model]
-    parts = [f"model {model.sha256[:12]}" for model in models if model is not None]
-    parts += [f"{len(record.overview)} models"] if record.overview else []
-    parts += [f"data {record.data.sha256[:12]}"] if record.data is not None else []
-    return re.sub(r"[^0-9a-z ·]", "", " · ".join(parts))
 
 
 def write(folder: Path | str, most_mb: float | None = None) -> Path:
@@ -191,7 +189,8 @@ def as_a_mistake(folder: Path | str) -> Iterator[None]:
 def notebook(record: Record, files: Mapping[str, bytes]) -> str:
     """Wrap the page for a notebook cell: an isolated frame."""
     page = html.escape(render(record, files), quote=True)
-    return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="width:100%;height:640px;border:0"></iframe>'
+    style = "width:100%;height:640px;border:0"
+    return f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" style="{style}"></iframe>'
 
 
 @cache
@@ -199,6 +198,11 @@ def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
     )
     return environment.get_template("page.html.j2")

@@ -28,6 +28,19 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One panel of a case; ``shows`` is clean, attacked or change (amplified by ``factor``) where it is compared."""
+
+    uri: str
+    alt: str
+    caption: str = ""
+    strong: str = ""
+    bad: bool = False
+    shows: str = ""
+    factor: int = 0
+
+
+@dataclass(frozen=True)
 class Cell:
     """One cell of a table: its text, a smaller remark, for heat-map cells the colours, and what it is sorted by."""
 
@@ -39,6 +52,7 @@ class Cell:
     link: str = ""
     value: float | None = None
     told: Told | None = None
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,19 +95,6 @@ class Bullets:
 
     items: tuple[Bullet, ...]
     kind: str = "bullets"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One panel of a case; ``shows`` is clean, attacked or change (amplified by ``factor``) where it is compared."""
-
-    uri: str
-    alt: str
-    caption: str
-    strong: str = ""
-    bad: bool = False
-    shows: str = ""
-    factor: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class Page:
     verb: str
     version: str
     identity: str
+    threat: str
+    made: str
     printed: frozenset[str]
     banner: str = ""
     top: tuple[Section, ...] = field(default=())

@@ -1,5 +1,7 @@
 """Cells of tables that hold a share: heat-coloured or not, each with what it is a share of and its interval."""
 
+import dataclasses
+
 from robustcv import stats
 from robustcv.records import Metric
 from robustcv.report import numbers
@@ -7,23 +9,30 @@ from robustcv.report.blocks import Cell, Told
 from robustcv.report.images import cividis
 
 
-def share(name: str, count: int, n: int, note: str = "", link: str = "") -> Cell:
+def share(name: str, count: int, n: int, note: str = "") -> Cell:
     """Make a cell of count out of n, with Wilson's interval behind it; ``name`` is the metric's."""
-    return Cell(numbers.share(count / n, n), note, number=True, link=link, value=count / n, told=told(name, count, n))
+    return Cell(numbers.share(count / n, n), note, number=True, value=count / n, told=told(name, count, n))
+
+
+def share_within(name: str, count: int, n: int, before: str = "") -> Cell:
+    """Make a cell as `share` does, with the ends of its interval beside it, after ``before``."""
+    cell = share(name, count, n)
+    assert cell.told is not None
+    return dataclasses.replace(cell, note=before + numbers.ends(cell.told.low, cell.told.high, n))
 
 
 def heat(name: str, count: int, n: int) -> Cell:
     """Make a cell as `share` does, coloured on the cividis scale."""
     background, colour = cividis(count / n)
-    text, shown = numbers.share(count / n, n), told(name, count, n)
-    return Cell(text, number=True, background=background, colour=colour, value=count / n, told=shown)
+    return dataclasses.replace(share(name, count, n), background=background, colour=colour)
 
 
 def metric(found: Metric | None) -> Cell:
     """Make a cell of a metric and its interval; ``not run`` where there is none."""
     if found is None:
         return Cell("not run")
-    return Cell(numbers.percent(found), numbers.interval(found), number=True, told=told_of(found))
+    value = found.value if found.count is None else found.count / found.n
+    return Cell(numbers.percent(found), numbers.interval(found), number=True, value=value, told=told_of(found))
 
 
 def told(name: str, count: int, n: int) -> Told:

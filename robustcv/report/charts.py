@@ -1,10 +1,11 @@
 """Charts: plain rows of numbers to SVG text, by Altair and vl-convert; colours are the page's own variables."""
 
 import html
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from robustcv.report.text import shown, shown_json
 
 Row = dict[str, Any]
 
@@ -44,11 +45,11 @@ def to_svg(chart: Any, label: str) -> str:
     """Render an Altair chart; ``label`` is the sentence a screen reader says, the takeaway and not the type."""
     import vl_convert
 
-    svg: str = vl_convert.vegalite_to_svg(json.dumps({**chart.to_dict(), "config": _CONFIG}))
+    svg: str = vl_convert.vegalite_to_svg(shown_json({**chart.to_dict(), "config": _CONFIG}))
     svg = re.sub(r'<a xlink:href="[^"#]*#', '<a href="#', svg)  # Vega makes a link within the page absolute
     # what lies inside an img is not told, and its links could not be reached
     role = "group" if "<a " in svg else "img"
-    head = f'<svg role="{role}" aria-label="{html.escape(label, quote=True)}" style="max-width:100%;height:auto"'
+    head = f'<svg role="{role}" aria-label="{html.escape(shown(label), quote=True)}" style="max-width:100%;height:auto"'
     return svg.replace("<svg", head, 1)
 
 
@@ -62,7 +63,13 @@ def _scales(alt: Any, names: list[str]) -> tuple[Any, Any, Any]:
 
 
 def robustness_curve(
-    rows: list[Row], *, chance: float | None, x_title: str, label: str, bars: Sequence[Row] = ()
+    rows: list[Row],
+    *,
+    chance: float | None,
+    x_title: str,
+    label: str,
+    bars: Sequence[Row] = (),
+    decimals_of: float = 1,
 ) -> str:
     """Draw robust accuracy over eps, one line a series, with its interval as a band and chance as a dotted line.
 
@@ -73,6 +80,8 @@ def robustness_curve(
         point, ``link`` leads to them, and ``told`` says where to.
     bars
         ``eps`` and ``bar`` of each gate: how high the curve must be there.
+    decimals_of
+        What an eps on the axis is a multiple of the inverse of, such as 255: its value stands below it.
     """
     import altair as alt
 
@@ -81,7 +90,9 @@ def robustness_curve(
     ticks = sorted({row["eps"] for row in rows})
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X(
-            "eps:Q", title=x_title, axis=alt.Axis(values=_spread(ticks), labelExpr="datum.value", labelOverlap=False)
+            "eps:Q",
+            title=x_title,
+            axis=alt.Axis(values=_spread(ticks), labelExpr=_eps_labels(ticks, decimals_of), labelOverlap=False),
         ),
         color=alt.Color(
             "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", columnPadding=28)
@@ -114,10 +125,19 @@ def robustness_curve(
     return to_svg(drawn.properties(width=620, height=300), label)
 
 
-def _spread(ticks: list[float]) -> list[float]:
-    """Drop ticks that would overlap their left neighbour."""
+def _eps_labels(ticks: list[float], decimals_of: float) -> str:
+    """Write Vega's expression of a label: the eps as shown, and below it as a decimal, where there is room for that."""
+    if decimals_of == 1:
+        return "datum.value"
+    roomy = [tick for tick in _spread(ticks, 12) if tick]
+    told = f"[datum.value, format(datum.value / {decimals_of:g}, '.3f')]"
+    return f"indexof({roomy}, datum.value) < 0 ? datum.value : {told}"
+
+
+def _spread(ticks: list[float], most: int = 18) -> list[float]:
+    """Drop ticks that would overlap their left neighbour, where so many fit."""
     kept: list[float] = []
-    gap = (ticks[-1] - ticks[0]) / 18 if len(ticks) > 1 else 0
+    gap = (ticks[-1] - ticks[0]) / most if len(ticks) > 1 else 0
     for tick in ticks:
         if not kept or tick - kept[-1] >= gap:
             kept.append(tick)
@@ -293,3 +313,60 @@ def proved_and_broken(rows: list[Row], *, x_title: str, label: str) -> str:
         .properties(width=520, height=26 * len({row["eps"] for row in rows}))
     )
     return to_svg(chart, label)
+
+
+def alluvial(rows: list[Row], nodes: list[Row], *, height: float, label: str) -> str:
+    """Draw bands from classes on the left to classes on the right, each as wide as the images it carries.
+
+    Parameters
+    ----------
+    rows
+        Of each band ``ribbon`` (a name of its own), ``kind`` (stands or broken), ``told`` and, where cases show it,
+        ``link``; and where it starts and ends: ``left``, ``left_end``, ``right``, ``right_end``, in images from the
+        top.
+    nodes
+        ``side`` (0 or 1), ``start`` and ``end``, and the ``text`` beside it; what is too long loses its end.
+    """
+    import altair as alt
+
+    bent = [  # level, then steep, then level: drawn as a curve by monotone interpolation
+        {**row, "x": x, "from": row[side], "to": row[f"{side}_end"]}
+        for row in rows
+        for x, side in ((0.02, "left"), (0.2, "left"), (0.8, "right"), (0.98, "right"))
+    ]
+    across = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.18, 1.18]))
+    down = alt.Scale(reverse=True, nice=False)
+    kinds = ["stands", "broken"]
+    bands = alt.Chart().mark_area(interpolate="monotone", opacity=0.85)
+    bands = bands.encode(
+        x=across,
+        y=alt.Y("from:Q", axis=None, scale=down),
+        y2="to:Q",
+        detail="ribbon:N",
+        color=alt.Color(
+            "kind:N",
+            scale=alt.Scale(domain=kinds, range=["var(--s1)", "var(--s2)"]),
+            legend=alt.Legend(title=None, orient="top", columnPadding=28),
+        ),
+        description="told:N",
+    )
+    ends = alt.Chart(alt.Data(values=nodes)).transform_calculate(x="datum.side ? 0.98 : 0", x2="datum.x + 0.02")
+    bars = ends.mark_rect(color="var(--text)", aria=False).encode(x="x:Q", x2="x2:Q", y="start:Q", y2="end:Q")
+    drawn = bars
+    for linked in (True, False):
+        own = [row for row in bent if bool(row.get("link")) == linked]
+        if own:
+            layer = bands.encode(href="link:N") if linked else bands
+            drawn = layer.properties(data=alt.Data(values=own)) + drawn
+    for side in (0, 1):
+        named = alt.Chart(alt.Data(values=[node for node in nodes if node["side"] == side]))
+        named = named.transform_calculate(x=f"{1.01 if side else -0.01}", y="(datum.start + datum.end) / 2")
+        drawn += named.mark_text(
+            align="left" if side else "right",
+            baseline="middle",
+            color="var(--text)",
+            font=_FONT,
+            fontSize=12,
+            limit=120,
+        ).encode(x="x:Q", y="y:Q", text="text:N")
+    return to_svg(drawn.properties(width=860, height=height), label)

@@ -11,6 +11,7 @@ from robustcv import runs
 from robustcv.records import Case, Comparison, Data, HeatmapRef, Moved, Neighbour, Record
 from robustcv.report import images, numbers
 from robustcv.report.blocks import Gallery, Item, Picture, Strip
+from robustcv.report.text import shown
 
 Files = Mapping[str, bytes]
 Pixels = NDArray[np.float32]
@@ -50,7 +51,6 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
     size = 0
     shared = [image for image in places[0] if image in places[1]]
     shared.sort(key=lambda image: sides[0].cases[places[0][image]].outcome == sides[1].cases[places[1][image]].outcome)
-    shown = {sides[0].cases[places[0][image]].image for image in shared}
     for image in shared:
         number = places[0][image]
         strips: list[Strip] = []
@@ -69,7 +69,7 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
         "named, orange for it) · every image that both audits show, those with different outcomes first"
     )
     pixels = _arrays(files, "evidence/moved.safetensors")
-    others = [(k, each) for k, each in enumerate(comparison.moved) if each.image not in shown]
+    others = [(k, each) for k, each in enumerate(comparison.moved) if each.image not in shared]
     for k, each in others:
         clean, attacked = (images.unit(pixels[f"{k:02d}-{kind}"]) for kind in ("clean", "adversarial"))
         items.append(_moved_item(each, comparison, data, clean, attacked))
@@ -84,8 +84,7 @@ def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, 
     """Make the card of an image won or lost: what broke the model that fell, and that the other stood."""
     fell, stood = (comparison.a, comparison.b) if each.moved == "won" else (comparison.b, comparison.a)
     true, fooled = _name(data, each.label), _name(data, each.prediction)
-    change, factor = images.perturbation(clean, attacked)
-    where, told = numbers.threat(each.eps, each.norm), f"Change, amplified {factor} times"
+    where = numbers.threat(each.eps, each.norm)
     pictures = (
         Picture(
             images.data_uri(images.plain(clean)), f"Clean image {each.index}, class {true}", "", true, shows="clean"
@@ -98,13 +97,20 @@ def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, 
             bad=True,
             shows="attacked",
         ),
-        Picture(images.data_uri(change), told, f"change ×{factor}", shows="change", factor=factor),
+        _change(clean, attacked),
     )
     strip = Strip(pictures, f"{fell.name}: broken by {each.attack} at {where}; {stood.name} stood")
     outcomes = "broken → survived" if each.moved == "won" else "survived → broken"
     tags = {"class": true, "outcome": outcomes}
     meta = f"image {each.index} · one of those {each.moved}, drawn by its hash"
     return Item(f"Image {each.index}, true class {true}", (strip,), meta, tags)
+
+
+def _change(clean: Pixels, attacked: Pixels) -> Picture:
+    """Make the panel of what an attack changed."""
+    change, factor = images.perturbation(clean, attacked)
+    told = f"Change, amplified {factor} times"
+    return Picture(images.data_uri(change), told, f"change ×{factor}", shows="change", factor=factor)
 
 
 def _arrays(files: Files, name: str) -> runs.Arrays:
@@ -139,7 +145,7 @@ def cases_of(record: Record) -> Counter[tuple[str, str]]:
 
 def link_to(**tags: str) -> str:
     """Write the address of some cases on the page; ``class_`` stands for class, ``as_`` for what they are taken for."""
-    return urlencode({name.rstrip("_"): value for name, value in tags.items()})
+    return urlencode({name.rstrip("_"): shown(value) for name, value in tags.items()})
 
 
 def _outcome(case: Case) -> str:
@@ -163,7 +169,8 @@ def top_shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 def _meta(case: Case, maps: runs.Arrays) -> str:
     parts = [f"image {case.index}", _outcome(case)]
     if case.linf is not None and case.l2 is not None:
-        parts.append(f"L-inf {case.linf:.4f}, L2 {case.l2:.3f}")
+        changed = "" if case.l0 is None else f", L0 {case.l0:,}"
+        parts.append(f"L-inf {case.linf:.4f}, L2 {case.l2:.3f}{changed}")
     if case.logit is not None:
         parts.append(f"logit explained {case.logit:.2f}")
     if case.outcome == "broken":
@@ -205,9 +212,7 @@ def _strips(
                 shows="attacked",
             )
         )
-        change, factor = images.perturbation(exact[f"{number:03d}-clean"], exact[f"{number:03d}-adversarial"])
-        told = f"Change, amplified {factor} times"
-        pictures.append(Picture(images.data_uri(change), told, f"change ×{factor}", shows="change", factor=factor))
+        pictures.append(_change(exact[f"{number:03d}-clean"], exact[f"{number:03d}-adversarial"]))
     methods = list(dict.fromkeys(ref.method for ref in case.heatmaps))
     others: list[Picture] = []
     for place, method in enumerate(methods):

@@ -60,9 +60,7 @@ def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> t
     change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
     largest = float(np.abs(change).max())
     factor = max(1, int(0.5 / largest + 1e-4)) if largest > 0 else 1
-    pixels = np.clip(0.5 + factor * change, 0, 1).transpose(1, 2, 0)
-    whole = np.repeat((pixels * 255).round().astype(np.uint8), 3 if pixels.shape[2] == 1 else 1, axis=2)
-    return _sampled(whole), factor
+    return _sampled(plain(np.clip(0.5 + factor * change, 0, 1))), factor
 
 
 def unit(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -70,7 +68,7 @@ def unit(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
     return np.asarray(pixels, dtype=np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
 
 
-def plain(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+def plain(pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Bring an image ``c h w`` in [0, 1] to ``h w 3``, 8 bit."""
     whole = (pixels.transpose(1, 2, 0) * 255).round().astype(np.uint8)
     return np.repeat(whole, 3 if whole.shape[2] == 1 else 1, axis=2)

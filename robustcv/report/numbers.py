@@ -24,15 +24,18 @@ def interval(metric: Metric) -> str:
     """Write a metric's interval and n."""
     if metric.low is None or metric.high is None:
         return f"n{NBSP}={NBSP}{metric.n:,}"
-    return f"{100 * metric.level:.0f}{NBSP}% CI {ends(metric)}; n{NBSP}={NBSP}{metric.n:,}"
+    return interval_of(metric.low, metric.high, metric.n, metric.level)
 
 
-def ends(metric: Metric) -> str:
-    """Write the ends of a metric's interval, where its level and n stand beside it."""
-    if metric.low is None or metric.high is None:
-        return ""
-    digits = 1 if metric.n >= 100 else 0
-    return f"{100 * metric.low:.{digits}f}–{100 * metric.high:.{digits}f}"
+def interval_of(low: float, high: float, n: int, level: float = 0.95) -> str:
+    """Write a share's interval with its level and n."""
+    return f"{100 * level:.0f}{NBSP}% CI {ends(low, high, n)}; n{NBSP}={NBSP}{n:,}"
+
+
+def ends(low: float, high: float, n: int) -> str:
+    """Write the ends of a share's interval, in percent."""
+    digits = 1 if n >= 100 else 0
+    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
 
 
 def eps_short(eps: float, norm: str | None = "linf") -> str:

@@ -11,6 +11,17 @@
   const cards = $(".case[data-outcome]"), still = matchMedia("(prefers-reduced-motion:reduce)");
   $(".script").forEach((element) => { element.hidden = false; });
 
+  // -- dark or light: what the system says, or what was chosen; a frame may keep no choice
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme:dark)");
+  const paint = (scheme) => { root.style.colorScheme = scheme; };
+  const theme = () => {
+    const now = root.style.colorScheme || (dark.matches ? "dark" : "light"), next = now === "dark" ? "light" : "dark";
+    paint(next);
+    try { localStorage.setItem("robustcv-theme", next); } catch { /* not kept */ }
+  };
+  try { paint(localStorage.getItem("robustcv-theme") || ""); } catch { /* none kept */ }
+  byId("theme").addEventListener("click", theme);
+
   // -- which cases are shown: the choice stands in the address, so that it can be cited
   const form = byId("filters"), told = byId("shown");
   let fixed = ""; // the wrong class asked for by a link from the confusion flows
@@ -27,7 +38,8 @@
     return wanted;
   };
   const fromAddress = () => {
-    const text = location.hash.slice(1);
+    const text = location.hash.slice(1), folded = text && byId(text)?.closest("details");
+    if (folded) folded.open = true;
     if (!text.includes("=")) return;
     if (!form) { byId("cases")?.scrollIntoView(); return; }
     const asked = new URLSearchParams(text);
@@ -143,7 +155,7 @@
     const all = $("main details"), closed = all.some((each) => !each.open);
     all.forEach((each) => { each.open = closed; });
   };
-  const bindings = { j: () => step(1), k: () => step(-1), n: () => section(1), p: () => section(-1), d: details, "/": () => fields[0]?.focus(), "?": openKeys };
+  const bindings = { j: () => step(1), k: () => step(-1), n: () => section(1), p: () => section(-1), d: details, t: theme, "/": () => fields[0]?.focus(), "?": openKeys };
   addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input:not([type=range]):not([type=checkbox]),select,textarea");
     if (event.ctrlKey || event.altKey || event.metaKey || typing) return;
@@ -184,6 +196,43 @@
       for (const row of $("tbody tr", section)) row.hidden = !row.textContent.toLowerCase().includes(text);
       if (text) $("details", section).forEach((each) => { each.open = true; });
     });
+  }
+
+  // -- every table with a head as CSV: raw shares beside n and interval, where the cell knows them
+  const cell = (text) => {
+    const plain = /^-?\d{1,3}(,\d{3})+$/.test(text) ? text.replaceAll(",", "") : text; // 5,000 is a number
+    const harmless = /^[+-][\d.,]+(e[+-]\d+)?( (%|pp|s|ms))?( \([\d.,+−– to%]*\))?$/.test(plain);
+    const safe = /^[=+\-@'＝＋－＠\t]/.test(plain) && !harmless ? `'${plain}` : plain; // else a spreadsheet would run it
+    return /[",;\t\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  const csv = (table) => {
+    const rows = [...table.rows], flat = (each) => each.textContent.replace(/\s+/g, " ").trim();
+    const told = [...rows[0].cells].map((_, k) => rows.some((row) => row.cells[k]?.dataset.n));
+    const line = (row) => [...row.cells].flatMap((each, k) => {
+      const text = flat(each), { value, n = "", ciLow = "", ciHigh = "" } = each.dataset;
+      if (each.querySelector("img") || rows[1]?.cells[k]?.querySelector("img")) return [];
+      if (!told[k]) return [value === undefined || each.querySelector("small") ? text : value];
+      return row === rows[0] ? [text, `${text}: n`, `${text}: CI low`, `${text}: CI high`] : [value ?? text, n, ciLow, ciHigh];
+    });
+    return "\ufeff" + rows.map((row) => line(row).map(cell).join(",") + "\n").join(""); // else Excel garbles umlauts
+  };
+  $("main .scroll table").filter((table) => table.tHead).forEach((table, k) => {
+    const save = make("button", { type: "button", class: "csv" }, "CSV"), section = table.closest("section");
+    save.setAttribute("aria-label", `${table.parentElement.getAttribute("aria-label")}, as CSV`);
+    save.addEventListener("click", () => {
+      const href = URL.createObjectURL(new Blob([csv(table)], { type: "text/csv" }));
+      make("a", { href, download: `${section.id}-${k + 1}.csv` }).click();
+      URL.revokeObjectURL(href);
+    });
+    table.parentElement.after(save);
+  });
+
+  // -- the command, to be pasted
+  const command = $("#reproduce th").find((each) => each.textContent.trim() === "command")?.nextElementSibling;
+  if (command && navigator.clipboard) {
+    const text = command.textContent.trim(), copy = make("button", { type: "button", class: "copy" }, "copy");
+    copy.addEventListener("click", () => navigator.clipboard.writeText(text).then(() => { copy.textContent = "copied"; }, () => {}));
+    command.append(" ", copy);
   }
 
   // -- where in the page one is

@@ -8,15 +8,15 @@ from robustcv.records import Record
 from robustcv.report import numbers, summary
 from robustcv.report.blocks import Bullets
 from robustcv.report.sections.findings import findings, limits
+from robustcv.report.tiles import tiles
 
 
 def markdown(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Write summary.md: verdict, figures, checks that were raised, findings, and what the figures do not show."""
     lines = [f"## {summary.GLYPHS[record.verdict]} {record.verdict}", "", plain(summary.sentence(record)), ""]
-    tiles = summary.tiles(record)
-    if tiles:
+    if figures := tiles(record):
         lines += ["| | | |", "| --- | ---: | --- |"]
-        lines += [f"| {plain(t.label)} | **{plain(t.value)}** {plain(t.delta)} | {plain(t.note)} |" for t in tiles]
+        lines += [f"| {plain(t.label)} | **{plain(t.value)}** {plain(t.delta)} | {plain(t.note)} |" for t in figures]
         lines.append("")
     for section in (findings(record, files), limits(record, files)):
         if section is not None:

@@ -14,7 +14,7 @@ from robustcv.records import Record
 TABLES = (
     "metrics", "attacks", "preflight", "flags", "gates", "classes", "calibration", "calibration_attacked",
     "corruptions", "others", "certified",
-    "explanations", "measures", "stability", "focus", "overview",
+    "explanations", "measures", "stability", "focus", "overview", "flows", "seeds",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def tables(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
         found["trials"] = _rows(record.tuning.trials)
     if record.comparison is not None:
         found |= {"paired": _rows(record.comparison.paired), "moved": _rows(record.comparison.moved)}
-        for name in ("metrics", "attacks", "classes"):
+        for name in ("metrics", "attacks", "classes", "explanations", "stability"):
             sides = (record.comparison.a, record.comparison.b)
             found[name] = [{"run": side.name, **row} for side in sides for row in _rows(getattr(side, name))]
     return {f"csv/{name}.csv": _written(rows) for name, rows in found.items() if rows}

@@ -20,8 +20,8 @@ from robustcv.report.sections.tuning import tuning
 
 SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "curve": curve,
-    "findings": findings,
     "limits": limits,
+    "findings": findings,
     "overview": overview,
     "paired": paired,
     "agreement": agreement,

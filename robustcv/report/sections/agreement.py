@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from robustcv import stats
-from robustcv.records import Agreement, Record
+from robustcv.records import GRADIENT_FREE, Agreement, Record
 from robustcv.report import cells, numbers
 from robustcv.report.blocks import Cell, Section, Table
 
@@ -25,6 +24,9 @@ def agreement(record: Record, files: Files) -> Section | None:
     return Section("agreement", "Do the attacks agree?", subtitle, (table,), "Agreement")
 
 
+_MASKED = "no gradient finds them: a sign of masked gradients"
+
+
 def _row(found: Agreement, k: int) -> tuple[Cell, ...]:
     own = found.both[k][k]
     made = [Cell(found.attacks[k])]
@@ -33,9 +35,7 @@ def _row(found: Agreement, k: int) -> tuple[Cell, ...]:
             made.append(Cell("–" if j == k else "breaks none", number=True))
         else:
             made.append(cells.heat("agreement", count, own))
-    low, high = stats.wilson(own, found.n)
-    digits = 1 if found.n >= 100 else 0
-    interval = f"95 % CI {100 * low:.{digits}f}–{100 * high:.{digits}f}"
-    made.append(cells.share("broken", own, found.n, interval))
-    made.append(Cell(f"{found.only[k]:,}", number=True))
+    made.append(cells.share_within("broken", own, found.n, "95 % CI "))
+    alone = found.attacks[k] in GRADIENT_FREE and found.only[k] > 0
+    made.append(Cell(f"{found.only[k]:,}", _MASKED if alone else "", number=True, value=found.only[k]))
     return tuple(made)

@@ -16,7 +16,7 @@ def beyond(record: Record, files: Files) -> Section | None:
         blocks.append(_threats(record))
     blocks += [_patch(threat, files) for threat in record.others if threat.file and threat.file in files]
     if record.corruptions:
-        blocks.append(_corruptions(record.corruptions))
+        blocks.append(_corruptions(record.corruptions, files))
     if not blocks:
         return None
     error = record.metric("mean_corruption_error")
@@ -52,14 +52,29 @@ def _patch(threat: OtherThreat, files: Files) -> Gallery:
     return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=5)
 
 
-def _corruptions(found: tuple[CorruptionRow, ...]) -> Table:
+def _corruptions(found: tuple[CorruptionRow, ...], files: Files) -> Table:
     names = list(dict.fromkeys(each.name for each in found))
     severities = sorted({each.severity for each in found})
+    shown = {each: picture for each in found if (picture := _picture(each, files)) is not None}
     rows = []
     for name in names:
         own = {each.severity: each for each in found if each.name == name}
         heat = [cells.heat("corruption_accuracy", own[k].correct, own[k].n) for k in severities]
         mean = sum(each.correct for each in own.values()) / sum(each.n for each in own.values())
-        rows.append((Cell(name.replace("_", " ")), *heat, Cell(numbers.share(mean, own[severities[0]].n), number=True)))
+        average = Cell(numbers.share(mean, own[severities[0]].n), number=True, value=mean)
+        pictures = tuple(shown[own[k]] for k in severities if own[k] in shown)
+        rows.append((Cell(name.replace("_", " ")), *heat, average, *([Cell("", pictures=pictures)] if shown else [])))
     headers = ("right under", *(f"severity {severity}" for severity in severities), "mean")
+    if shown:
+        headers += (f"an image at {', '.join(map(str, sorted({each.severity for each in shown})))}",)
     return Table(headers, tuple(rows), caption="Common corruptions", matrix=True)
+
+
+def _picture(row: CorruptionRow, files: Files) -> Picture | None:
+    """Make the small picture of a corruption, where there is one."""
+    if row.file is None or row.file not in files:
+        return None
+    pixels = images.decode(files[row.file])
+    uri = images.data_uri(pixels)
+    small = uri if max(pixels.shape[:2]) <= images.LOSSLESS_UP_TO else images.preview(uri, images.LOSSLESS_UP_TO)
+    return Picture(small, f"an image under {row.name.replace('_', ' ')}, severity {row.severity}")

@@ -52,5 +52,4 @@ def _row(row: OverviewRow) -> tuple[Cell, ...]:
 def _share(metric: Metric | None) -> Cell:
     if metric is None or metric.count is None:
         return Cell("not run")
-    share, told = metric.count / metric.n, cells.told_of(metric)
-    return Cell(numbers.percent(metric), numbers.ends(metric), number=True, value=share, told=told)
+    return cells.share_within(metric.name, metric.count, metric.n)

@@ -67,7 +67,19 @@ _MEASURES = {
     "average precision": "of the map as a detector of the object's pixels",
     "sparseness": "Gini index of the magnitudes: 0 even, 1 on one pixel",
 }
-_CI = "Wilson interval for shares; bootstrap where said; Newcombe's for paired differences"
+_CI = (
+    "shares: Wilson, (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96; differences: Newcombe's paired "
+    "interval, made of both; means: percentiles of 1,000 bootstrap resamples of the images; medians: order statistics"
+)
+_CORRUPTION = (
+    "mean over 15 corruptions × 5 severities of wrong answers / images (Hendrycks and Dietterich 2019, unscaled)"
+)
+_CERTIFIED = "images right when clean of which it is proved that no change within eps alters the answer / images"
+_AGREE = "images that both attacks break / images that the attack of the row breaks, each attack alone"
+_MCNEMAR = "p: 2 · P(X ≤ min(won, lost)), at most 1, X binomial of won + lost images with probability 1/2 (exact)"
+_STABLE = "rank correlation (Spearman), shared top pixels or shift between the map of an image and of the changed image"
+_IOU = "pixels in the top 10 % of both maps / pixels in the top 10 % of either"
+_HOLM = "smallest p × number of tests, the next × one fewer, and so on; never below the one before (Holm 1979)"
 
 
 def glossary(record: Record, files: Files) -> Section | None:
@@ -82,6 +94,13 @@ def glossary(record: Record, files: Files) -> Section | None:
         ("relative error of a map", _ERROR, bool(record.explanations) or both),
         ("completeness gap", _GAP, bool(record.explanations) or both),
         *((measure, text, measure in measured) for measure, text in _MEASURES.items()),
+        ("mean corruption error", _CORRUPTION, bool(record.corruptions)),
+        ("certified accuracy", _CERTIFIED, bool(record.certified)),
+        ("agreement", _AGREE, record.agreement is not None),
+        ("McNemar", _MCNEMAR, both or bool(record.overview)),
+        ("stability of maps", _STABLE, bool(record.stability) or both),
+        ("IoU of maps", _IOU, (bool(record.cases) and bool(record.attacks)) or both),
+        ("Holm", _HOLM, bool(record.overview) or any(row.p_value is not None for row in record.classes)),
         ("95 % CI", _CI, True),
     ]
     rows = tuple((Cell(name), Cell(text)) for name, text, used in terms if used)

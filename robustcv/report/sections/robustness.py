@@ -7,6 +7,7 @@ from robustcv.records import AttackResult, ClassRow, Metric, Record, Side
 from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
+from robustcv.report.summary import black_box
 
 Files = Mapping[str, bytes]
 FEW_CLASSES, MANY_CLASSES, OVERLAID = 12, 50, 5
@@ -44,13 +45,15 @@ def curve(record: Record, files: Files) -> Section | None:
         for name, metrics in series.items()
         for metric in metrics
     ]
-    unit = "k/255, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
+    unit = "k/255, and as a decimal, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
+    bars = _bars(record, norm)
     svg = charts.robustness_curve(
         rows,
         chance=1 / classes if classes else None,
         x_title=f"eps ({unit})",
         label=_curve_takeaway(series, norm, record.headline_eps),
-        bars=[{"eps": round(eps * factor, 4), "bar": bar} for eps, bar in _bars(record, norm)],
+        decimals_of=factor,
+        bars=[{"eps": round(eps * factor, 4), "bar": bar} for eps, bar in bars],
     )
     every = sorted({metric.eps or 0 for metrics in series.values() for metric in metrics})
     table = Table(
@@ -66,7 +69,7 @@ def curve(record: Record, files: Files) -> Section | None:
     )
     subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
     subtitle += " · bands: pointwise 95 % Wilson" + (f" · dotted: chance, 1/{classes}" if classes else "")
-    if _bars(record, norm):
+    if bars:
         subtitle += " · thick bar: the gate"
     if len(record.overview) > len(series):
         subtitle += f" · {len(series)} of {len(record.overview)} runs"
@@ -150,10 +153,10 @@ def classes(record: Record, files: Files) -> Section | None:
 def _class_tables(names: tuple[str, ...], lines: list[tuple[str, tuple[Cell, ...]]]) -> tuple[Table, ...]:
     """Lay few classes out as a matrix, many as a list whose end is folded."""
     if len(names) <= FEW_CLASSES:
-        rows = tuple((Cell(label), *cells) for label, cells in lines)
+        rows = tuple((Cell(label), *line) for label, line in lines)
         return (Table(("", *names), rows, matrix=True),)
     headers = ("class", *(label for label, _ in lines))
-    rows = tuple((Cell(name), *(cells[k] for _, cells in lines)) for k, name in enumerate(names))
+    rows = tuple((Cell(name), *(line[k] for _, line in lines)) for k, name in enumerate(names))
     tables = [Table(headers, rows[:MANY_CLASSES], sortable=True)]
     if len(rows) > MANY_CLASSES:
         tables.append(Table(headers, rows[MANY_CLASSES:], folded=f"{len(rows) - MANY_CLASSES} more classes"))
@@ -209,6 +212,14 @@ def _how(attack: AttackResult) -> str:
     return " · ".join(part for part in (why, options) if part)
 
 
+_HALF = "gradients in bfloat16 where model and attack allow it; every success was judged in float32"
+_KNOWN = {
+    False: "white box: architecture, weights and gradients are known to the attacker",
+    True: "black box: the attacker asks for answers, and knows no weights",
+}
+_ATLAS = {False: "AML.T0043.000 White-Box Optimization", True: "AML.T0043.001 Black-Box Optimization"}
+
+
 def threat_model(record: Record, files: Files) -> Section | None:
     """State the threat model, the attacks as run, and what they cost."""
     sides: list[Side | Record] = [record] if record.comparison is None else [record.comparison.a, record.comparison.b]
@@ -216,8 +227,9 @@ def threat_model(record: Record, files: Files) -> Section | None:
         return None
     norm = sides[-1].attacks[0].norm
     stated = (
-        ("goal", "any wrong class (untargeted); NIST AI 100-2: evasion, integrity"),
-        ("knowledge", "white box: architecture, weights and gradients are known to the attacker"),
+        ("goal", "any wrong class (untargeted): a violation of integrity, by evasion (NIST AI 100-2)"),
+        ("stage", "deployment: the model is trained, and asked"),
+        ("knowledge", _KNOWN[black_box(sides[-1].attacks)]),
         ("capability", f"each image changed within {numbers.NORM_NAMES[norm]} eps, and kept in [0, 1]"),
         (
             "success",
@@ -227,8 +239,11 @@ def threat_model(record: Record, files: Files) -> Section | None:
         *_first_alone(record),
         *_spread(record),
         *((("also", "a success counts only after rounding to 8 bits"),) if record.options.get("eight_bit") else ()),
+        *((("precision", _HALF),) if record.options.get("precision") == "bf16" else ()),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
-        ("MITRE ATLAS", "AML.T0043.000 White-Box Optimization; AML.T0015 Evade AI Model"),
+        ("MITRE ATLAS", f"{_ATLAS[black_box(sides[-1].attacks)]}; AML.T0015 Evade AI Model"),
+        ("kind of evidence", "empirical: attacks that were run (the terms of ISO/IEC TR 24029-1); proofs stand apart"),
+        ("not tested", "poisoning of training data, theft of the model, inference about its training data"),
     )
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in stated))
     rows = []

@@ -1,0 +1,26 @@
+"""Names from files, models and classes, made safe to show: nothing that XML forbids or that turns the reading."""
+
+import json
+import re
+from typing import Any
+
+# control characters but tab and line feed, lone surrogates, no characters at all; marks that turn the direction
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def shown(value: Any) -> Any:
+    """Replace what must not reach the page in a text by U+FFFD; leave markup of ours, and what is no text."""
+    return _UNSAFE.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def shown_json(value: Any) -> str:
+    """Write JSON whose texts are safe to show."""
+
+    def safe(each: Any) -> Any:
+        if isinstance(each, dict):
+            return {key: safe(below) for key, below in each.items()}
+        return [safe(below) for below in each] if isinstance(each, list) else shown(each)
+
+    return json.dumps(safe(value))
