@@ -13,6 +13,7 @@ corruptions  against imagecorruptions, 32 and 224 pixels, batch 256. Floor: rand
 """
 
 import argparse
+import functools
 import io
 import os
 import statistics
@@ -20,6 +21,7 @@ import sys
 import time
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -38,6 +40,7 @@ from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.robustness import measure
 from robustcv.evaluation.worst_case import worst_case
 from robustcv.folding import folded
+from robustcv.reduced import Reduced
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 warnings.filterwarnings("ignore")
@@ -106,7 +109,7 @@ PEERS = {"torchattacks": by_torchattacks, "foolbox": by_foolbox, "ART": by_art}
 
 
 def pgd(rounds: int) -> list[str]:
-    """Compare PGD, with and without leaving broken images alone."""
+    """Compare PGD, with and without leaving broken images alone, and with gradients in bfloat16."""
     lines = ["| model | way | robustcv | torchattacks | foolbox | ART | missed of what a peer broke |",
              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for name in present(TRAINED):
@@ -123,23 +126,25 @@ def pgd(rounds: int) -> list[str]:
             with frozen(model):
                 return ~worst_case(job, [Planned("pgd", ATTACKS["pgd"], options)], eps=eps).robust(eps)
 
+        in_bf16 = functools.partial(stopping, job=replace(job, reduced=Reduced(job.fast or model)))
+
         def straight(model=model, pixels=pixels, labels=labels, eps=eps, options=options):
             with frozen(model):
                 return ATTACKS["pgd"](model, pixels, labels, eps=eps, keep="last", **options)
 
-        contenders = {"stopping": stopping, "straight": straight}
+        contenders = {"stopping": stopping, "stopping, bf16": in_bf16, "straight": straight}
         for peer, attack in PEERS.items():
             contenders[peer] = lambda attack=attack, m=model, x=pixels, y=labels, e=eps, s=size: attack(m, x, y, e, s)
         seconds, found = medians(contenders, rounds)
         broken = {}
         with torch.no_grad():
             for peer, out in found.items():
-                broken[peer] = out if peer == "stopping" else model(out).argmax(1) != labels
-        missed = max(int((broken[peer] & ~broken["stopping"]).sum()) for peer in PEERS)
-        for way in ("stopping", "straight"):
+                broken[peer] = out if peer.startswith("stopping") else model(out).argmax(1) != labels
+        for way in ("stopping", "stopping, bf16", "straight"):
+            missed = max(int((broken[peer] & ~broken[way]).sum()) for peer in PEERS)
             cells = [f"{seconds[peer]:.2f} s, {seconds[peer] / seconds[way]:.2f} x" for peer in PEERS]
             own = f"{seconds[way]:.2f} s, {int(broken[way].sum())} of {len(labels)} broken"
-            lines.append(f"| {name} | {way} | {own} | {' | '.join(cells)} | {missed if way == 'stopping' else ''} |")
+            lines.append(f"| {name} | {way} | {own} | {' | '.join(cells)} | {missed} |")
             print(lines[-1], flush=True)
     return lines
 

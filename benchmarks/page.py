@@ -8,6 +8,7 @@ rough as maps get. What counts here is bytes, not what they mean.
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -96,7 +97,7 @@ def opened(path: Path, rounds: int) -> tuple[float, float]:
     ask = """() => [performance.getEntriesByType('navigation')[0].loadEventEnd,
                     performance.getEntriesByName('first-contentful-paint')[0].startTime]"""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
         times = []
         for _ in range(rounds + 1):
             context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})

@@ -6,7 +6,7 @@
 
 `epochs` (in `.venv-bench`): single-step and PGD-7 epochs of small_cnn and cifar_resnet20 on the CIFAR-10 archive, ours
 against loops around foolbox's attack and against ART's AdversarialTrainer: the same net, images, batch size, optimiser,
-steps and eps; alternating, medians, ratios.
+steps and eps; alternating, medians, ratios; beside them ours in bfloat16, and the floor: the passes alone.
 
 `harden` trains one case twice: from scratch with an objective, until robust validation accuracy has not risen for
 three epochs, and from a clean model with the same objective, for at most 30 % of that time. Both are judged by the
@@ -145,7 +145,7 @@ def table() -> None:
 # -- epochs against other libraries ----------------------------------------------------------------------------------
 
 
-def ours(classifier, images, labels, eps: float, steps: int) -> float:
+def ours(classifier, images, labels, eps: float, steps: int, precision: str = "float32") -> float:
     """Time one epoch of robustcv's loop."""
     from robustcv.data import ImageSet
 
@@ -154,7 +154,22 @@ def ours(classifier, images, labels, eps: float, steps: int) -> float:
         pgd, eps=eps, steps=steps, step_size=eps / 4, keep="last")  # fmt: skip
     start = time.perf_counter()
     fit(classifier, sets, sets.take(torch.arange(1)), objective=OBJECTIVES["pgd-at"], attack_at=lambda _: attack,
-        recipe=Recipe(epochs=1, batch_size=BATCH, learning_rate=1e-3))  # fmt: skip
+        recipe=Recipe(epochs=1, batch_size=BATCH, learning_rate=1e-3, precision=precision))  # fmt: skip
+    return time.perf_counter() - start
+
+
+def floor(classifier, images, labels, eps: float, steps: int) -> float:
+    """Time the passes alone, on one batch over and over: what no loop of as many passes in float32 can go below."""
+    x, y = images[:BATCH].contiguous(memory_format=torch.channels_last), labels[:BATCH]
+    points = x.clone().requires_grad_()
+    start = time.perf_counter()
+    for _ in range(len(images) // BATCH):
+        classifier.eval().requires_grad_(False)
+        for _ in range(steps):
+            torch.autograd.grad(nn.functional.cross_entropy(classifier(points), y), points)
+        classifier.train().requires_grad_(True)
+        nn.functional.cross_entropy(classifier(x), y).backward()
+        classifier.zero_grad(set_to_none=True)
     return time.perf_counter() - start
 
 
@@ -197,26 +212,29 @@ def with_art(classifier, images, labels, eps: float, steps: int) -> float:
 
 
 def epochs(rounds: int, n: int) -> None:
-    """Compare epochs of adversarial training, alternating."""
+    """Compare epochs of adversarial training, alternating; the first round warms up."""
     whole = load(models.CIFAR, "train")
     pixels, labels = next(whole.take(stratified(whole.labels, n, 0)).batches(n))
-    loops = {"robustcv": ours, "foolbox": with_foolbox, "ART": with_art}
+    loops = {"robustcv": ours, "bf16": functools.partial(ours, precision="bf16"), "foolbox": with_foolbox,
+             "ART": with_art, "floor": floor}  # fmt: skip
     print(f"CIFAR-10 archive, {n} images an epoch, eps 8/255, {torch.get_num_threads()} threads, median of {rounds}")
-    print("| net | attack | robustcv, s | foolbox, s | ART, s | foolbox / robustcv | ART / robustcv |")
-    print("|---" * 7 + "|")
+    print("| net | attack | robustcv, s | in bf16, s | foolbox, s | ART, s | floor, s | foolbox and ART / robustcv | "
+          "/ bf16 |")  # fmt: skip
+    print("|---" * 9 + "|")
     for name in ("small_cnn", "cifar_resnet20"):
         for steps in (1, 7):
             seconds: dict[str, list[float]] = {loop: [] for loop in loops}
-            for _ in range(rounds):
+            for round_number in range(rounds + 1):
                 for loop, run in loops.items():
                     torch.manual_seed(0)
                     net = build(name, classes=10, size=32).to(memory_format=torch.channels_last)
-                    seconds[loop].append(run(net, pixels, labels, 8 / 255, steps))
+                    taken = run(net, pixels, labels, 8 / 255, steps)
+                    seconds[loop] += [taken] if round_number else []
             middle = {loop: statistics.median(times) for loop, times in seconds.items()}
             print(f"| {name} | {'single step' if steps == 1 else 'PGD-7'} | "
                   + " | ".join(f"{middle[loop]:.2f}" for loop in loops)
-                  + f" | {middle['foolbox'] / middle['robustcv']:.2f} | {middle['ART'] / middle['robustcv']:.2f} |",
-                  flush=True)  # fmt: skip
+                  + "".join(f" | {middle['foolbox'] / middle[way]:.2f}, {middle['ART'] / middle[way]:.2f}"
+                            for way in ("robustcv", "bf16")) + " |", flush=True)  # fmt: skip
 
 
 def main() -> None:
