@@ -24,7 +24,8 @@ def main() -> None:
             explain=["integrated_gradients", "partition_shap"],
         )  # fmt: skip
         shutil.copy(audit.page, HERE / "shapes-audit.html")
-    picture(HERE / "digits-compare.html")
+    for name in ("digits-compare", "shapes-audit"):
+        picture(HERE / f"{name}.html")
 
 
 def picture(page: Path) -> None:
