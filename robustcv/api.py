@@ -80,6 +80,7 @@ def audit(
     also: Sequence[str] = (),
     certify: Sequence[str] = (),
     explain: Sequence[str] = ("integrated_gradients",),
+    measures: Sequence[str] = (),
     cases: int = 16,
     set: MethodOptions = (),
     fail_under: Mapping[str, float] | Sequence[str] = (),
@@ -150,6 +151,8 @@ def audit(
         and smoothing (of the model under Gaussian noise, in L2; a hundred images).
     explain
         Explanation methods for the cases shown; `robustcv list explainers`.
+    measures
+        How good their maps are, on 32 images drawn by the seed: `robustcv list measures`, or all.
     cases
         Images shown on the page: half drawn by the seed, half those broken at the smallest eps.
     set
@@ -864,8 +867,10 @@ def _run_in(
         result = _nothing_yet(verb)
     defaults = _defaults(globals()[verb])
     given = [name for name, value in kept.items() if value != defaults.get(name)]
-    files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, [*given, "model", "data"])}
-    record = result.record.model_copy(update={"options": {**shown, **result.record.options}})
+    origins = runs.origins_of({**shown, **kept}, [*given, "model", "data"])
+    files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, origins)}
+    told = {"options": {**shown, **result.record.options}, "origins": origins}
+    record = result.record.model_copy(update=told)
     if stopping.asked():
         record = record.model_copy(update={"verdict": "INCOMPLETE", "exit_code": INTERRUPTED})
     if not processes.is_first():

@@ -157,6 +157,10 @@ class ClassRow(_Frozen):
         default=None,
         description="robust share against that of all other classes: Fisher's exact test, adjusted by Holm",
     )
+    fell: dict[str, int] = Field(
+        default={}, description="images broken at or below the headline eps, by what broke each at its smallest"
+    )
+    corrupted: float | None = Field(default=None, description="share of corrupted copies that is answered rightly")
 
 
 class HeatmapRef(_Frozen):
@@ -573,6 +577,8 @@ class Record(_Frozen):
     model: Model | None = None
     data: Data | None = None
     metrics: tuple[Metric, ...] = ()
+    paired: tuple["PairedMetric", ...] = Field(default=(), description="against the baseline, on the same images")
+    baseline: str | None = None
     attacks: tuple[AttackResult, ...] = ()
     seeds: tuple[SeedRun, ...] = ()
     agreement: Agreement | None = None
@@ -599,6 +605,7 @@ class Record(_Frozen):
     tuning: Tuning | None = None
     environment: Environment
     options: dict[str, Any] = {}
+    origins: dict[str, str] = Field(default={}, description="where each option came from: default, given, ...")
     headline_eps: Annotated[float | None, Field(description="eps of the robust accuracy on the first screen")] = None
 
     @property

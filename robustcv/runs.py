@@ -357,15 +357,20 @@ def _as_words(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def to_toml(options: Mapping[str, Any], given: Collection[str]) -> bytes:
-    """Write options as TOML, each with the place it came from as a comment; None is left out.
+def origins_of(names: Collection[str], given: Collection[str]) -> dict[str, str]:
+    """Tell where each option came from: the command line, a config file, given in Python, or default.
 
     Parameters
     ----------
     given
         Names of the options that are not at their default.
     """
-    origins = {**dict.fromkeys(given, "given"), **(_origins.get() or {})}
+    told = {**dict.fromkeys(given, "given"), **(_origins.get() or {})}
+    return {name: told.get(name, "default") for name in names}
+
+
+def to_toml(options: Mapping[str, Any], origins: Mapping[str, str]) -> bytes:
+    """Write options as TOML, each with the place it came from as a comment; None is left out."""
     lines = ["# What this run was made with; `robustcv VERB --config config.toml` repeats it."]
     for name, value in options.items():
         if value is None:
@@ -374,5 +379,5 @@ def to_toml(options: Mapping[str, Any], given: Collection[str]) -> bytes:
             if isinstance(value, Mapping):
                 value = _as_words(value)
             text = json.dumps(list(value) if isinstance(value, tuple | list) else value, ensure_ascii=False)
-            lines.append(f"{name} = {text}  # {origins.get(name, 'default')}")
+            lines.append(f"{name} = {text}  # {origins[name]}")
     return ("\n".join(lines) + "\n").encode()

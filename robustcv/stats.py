@@ -24,13 +24,14 @@ class Paired(NamedTuple):
     p_value: float
 
 
-def wilson(count: int, n: int, level: float = 0.95) -> Interval:
+def wilson(count: float, n: int, level: float = 0.95) -> Interval:
     """Compute the Wilson score interval of a proportion (Wilson 1927).
 
     Parameters
     ----------
     count, n
-        Successes and trials, ``0 <= count <= n`` and ``n > 0``.
+        Successes and trials, ``0 <= count <= n`` and ``n > 0``; or a sum of n values in [0, 1], whose variance is
+        at most that of so many successes.
     level
         Two-sided coverage in (0, 1).
 

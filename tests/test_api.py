@@ -312,6 +312,9 @@ def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_pat
     error = run.metric("mean_corruption_error")
     assert error.value == pytest.approx(1 - sum(row.correct for row in run.corruptions) / (75 * 40))
     assert error.low <= error.value <= error.high
+    assert sum(row.corrupted * row.n for row in run.classes) == pytest.approx(40 * (1 - error.value))
+    for row in run.classes:
+        assert sum(row.fell.values()) == row.clean - row.robust
     spatial, patch = run.others
     clean = run.metric("clean_accuracy").count
     assert run.metric("spatial_accuracy").count == clean - spatial.broken and spatial.attempted == clean

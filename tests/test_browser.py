@@ -144,8 +144,8 @@ def test_every_table_with_a_head_can_be_saved_as_csv(browser, page_file, tmp_pat
         page.locator("#curve button.csv").click()
     assert saved.value.suggested_filename.startswith("curve-")
     rows = list(csv.reader(Path(saved.value.path()).read_text(encoding="utf-8-sig").splitlines()))
-    assert rows[0] == ["eps", "worst case", "worst case: n", "worst case: CI low", "worst case: CI high"]
-    told = {row[0]: [float(each) for each in row[1:]] for row in rows[1:]}
+    assert rows[0][:5] == ["eps", "worst case", "worst case: n", "worst case: CI low", "worst case: CI high"]
+    told = {row[0]: [float(each) for each in row[1:5]] for row in rows[1:]}
     metric = record.metric("robust_accuracy", eps=record.headline_eps, attack=None)
     wanted = [metric.count / metric.n, metric.n, metric.low, metric.high]
     assert told[numbers.eps_short(record.headline_eps)] == pytest.approx(wanted, rel=1e-5)

@@ -18,7 +18,7 @@ from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.records import Check, Metric
 from robustcv.stats import bootstrap
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
-from robustcv.verbs.pairing import Saved
+from robustcv.verbs.pairing import Saved, require_same_images
 
 
 def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -232,9 +232,27 @@ def test_a_drop_is_judged_on_the_same_images(now, outcome, audited) -> None:
     assert gate.outcome == outcome and gate.value == pytest.approx((now - 80) / 100)
     other = verdicts(80) | {"hash": np.arange(100, 200, dtype=np.uint8)[:, None]}
     with pytest.raises(UserError, match="made on different images"):
-        judge_drops(bars, other, Saved("before", runs.load(audited), files), "linf", on="interval")
+        require_same_images(Saved("before", runs.load(audited), files), other)
     with pytest.raises(UserError, match="nothing to compare with"):
         require_baseline(bars, None, "linf")
+
+
+def test_an_audit_with_a_baseline_tells_what_compare_tells(audited, trained, tmp_path) -> None:
+    options = {"n": 60, "eps": ["16/255", "8/255"], "cases": 0, "explain": (), "seed": 0, "quiet": True}
+    trained_on = rc.train("digits", epochs=1, seed=3, out=tmp_path / "less", quiet=True)
+    run = rc.audit(str(trained_on.folder), "digits", **options, baseline=audited, out=tmp_path / "run")
+    assert run.baseline == audited.name and [pair.name for pair in run.paired] == ["clean_accuracy", "robust_accuracy"]
+    pairs = rc.compare(audited, tmp_path / "run").comparison.paired
+    assert all(pair in pairs for pair in run.paired)
+    assert run.paired[1].eps == run.headline_eps and f"against {audited.name}, paired" in run.page.read_text()
+    elsewhere = rc.audit(str(trained_on.folder), "digits", **{**options, "eps": "3/255", "sweep": False},
+                         attacks=["fgsm"], baseline=audited)  # fmt: skip
+    assert [pair.name for pair in elsewhere.paired] == ["clean_accuracy"]
+
+
+def test_a_baseline_on_other_images_is_refused_before_any_attack(audited, trained) -> None:
+    with pytest.raises(UserError, match="made on different images"):
+        rc.audit(str(trained), "digits", n=20, baseline=audited, quiet=True)
 
 
 def test_gates_are_read_and_nonsense_is_refused() -> None:

@@ -123,7 +123,7 @@ def test_toml_that_is_written_can_be_read() -> None:
 
     options = {"eps": ["8/255"], "n": 5, "sweep": True, "x": None, "s": 'a"b', "set": {"pgd": {"steps": 3}}}
     with runs.telling_origins({"n": "command line"}):
-        text = runs.to_toml(options, ["s"]).decode()
+        text = runs.to_toml(options, runs.origins_of(options, ["s"])).decode()
     assert tomllib.loads(text) == {"eps": ["8/255"], "n": 5, "sweep": True, "s": 'a"b', "set": ["pgd.steps=3"]}
     assert "n = 5  # command line" in text and "# x: not set" in text
     assert 'b"  # given' in text and "sweep = true  # default" in text

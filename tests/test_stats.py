@@ -32,6 +32,15 @@ def test_wilson_covers_as_often_as_it_says() -> None:
     assert 0.935 <= np.mean(hits) <= 0.965
 
 
+@pytest.mark.parametrize("shape", [(0.2, 0.2), (1.0, 1.0), (8.0, 2.0)])
+def test_wilson_of_a_sum_of_shares_covers_at_least_as_often(shape: tuple[float, float]) -> None:
+    rng = np.random.default_rng(1)
+    mean = shape[0] / sum(shape)
+    sums = np.clip(rng.beta(*shape, (2000, 40)).sum(1), 0, 40)
+    hits = [low <= mean <= high for low, high in (stats.wilson(float(each), 40) for each in sums)]
+    assert np.mean(hits) >= 0.94
+
+
 @given(st.tuples(*[st.integers(0, 60)] * 4).filter(lambda t: sum(t) > 0))
 def test_mcnemar_equals_statsmodels_and_the_interval_holds_the_difference(table: tuple[int, int, int, int]) -> None:
     both, only_a, only_b, neither = table

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -28,11 +27,16 @@ PLACED = ("size", "shape", "degrees", "scale")  # what training a patch and putt
 
 def corruption_errors(
     job: Job, names: Sequence[str] = COMMON, *, advance: Advance = lambda _: None
-) -> tuple[tuple[CorruptionRow, ...], tuple[Metric, ...]]:
+) -> tuple[tuple[CorruptionRow, ...], tuple[Metric, ...], Float[Tensor, " n"]]:
     """Count right answers under each corruption at five severities: one forward pass an image and cell.
 
     The mean corruption error is the mean error over all cells (Hendrycks and Dietterich 2019, equation 1, without
     their baseline, as is usual on CIFAR-10-C); its interval is a bootstrap over images.
+
+    Returns
+    -------
+    tuple
+        The cells, the metrics, and of each image the share of its corrupted copies that is answered rightly.
     """
     rows, right = [], []
     for name in names:
@@ -41,7 +45,8 @@ def corruption_errors(
             right.append(correct)
             rows.append(CorruptionRow(name=name, severity=severity, n=len(correct), correct=int(correct.sum())))
             advance(len(correct))
-    errors = 1 - np.stack([each.numpy() for each in right]).mean(0)
+    shares = torch.stack(right).double().mean(0)
+    errors = 1 - shares.numpy()
     low, high = stats.bootstrap(lambda values: float(values.mean()), errors, seed=job.seed)
     metric = Metric(
         name="mean_corruption_error",
@@ -54,7 +59,7 @@ def corruption_errors(
     share = metric.model_copy(
         update={"name": "corruption_accuracy", "value": 1 - float(errors.mean()), "low": 1 - high, "high": 1 - low}
     )
-    return tuple(rows), (metric, share)
+    return tuple(rows), (metric, share), shares
 
 
 def corrupted_sample(job: Job, row: int, name: str, severity: int) -> Float[Tensor, "c h w"]:

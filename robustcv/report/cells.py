@@ -9,7 +9,7 @@ from robustcv.report.blocks import Cell, Told
 from robustcv.report.images import cividis
 
 
-def share(name: str, count: int, n: int, note: str = "") -> Cell:
+def share(name: str, count: float, n: int, note: str = "") -> Cell:
     """Make a cell of count out of n, with Wilson's interval behind it; ``name`` is the metric's."""
     return Cell(numbers.share(count / n, n), note, number=True, value=count / n, told=told(name, count, n))
 
@@ -21,7 +21,7 @@ def share_within(name: str, count: int, n: int, before: str = "") -> Cell:
     return dataclasses.replace(cell, note=before + numbers.ends(cell.told.low, cell.told.high, n))
 
 
-def heat(name: str, count: int, n: int) -> Cell:
+def heat(name: str, count: float, n: int) -> Cell:
     """Make a cell as `share` does, coloured on the cividis scale."""
     background, colour = cividis(count / n)
     return dataclasses.replace(share(name, count, n), background=background, colour=colour)
@@ -35,7 +35,7 @@ def metric(found: Metric | None) -> Cell:
     return Cell(numbers.percent(found), numbers.interval(found), number=True, value=value, told=told_of(found))
 
 
-def told(name: str, count: int, n: int) -> Told:
+def told(name: str, count: float, n: int) -> Told:
     """Say what a share is of, and its 95 % interval (Wilson)."""
     return Told(name, n, *stats.wilson(count, n))
 

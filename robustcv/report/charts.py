@@ -77,7 +77,7 @@ def robustness_curve(
     ----------
     rows
         ``series``, ``eps`` (as shown on the axis), ``share``, ``low``, ``high``; where cases show what is behind a
-        point, ``link`` leads to them, and ``told`` says where to.
+        point, ``link`` leads to them, and ``told`` says where to; ``thin`` where it is a line without a band.
     bars
         ``eps`` and ``bar`` of each gate: how high the curve must be there.
     decimals_of
@@ -95,24 +95,30 @@ def robustness_curve(
             axis=alt.Axis(values=_spread(ticks), labelExpr=_eps_labels(ticks, decimals_of), labelOverlap=False),
         ),
         color=alt.Color(
-            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", columnPadding=28)
+            "series:N",
+            scale=colour,
+            sort=names,
+            legend=alt.Legend(title=None, orient="top", columnPadding=28, symbolStrokeWidth=0),
         ),
     )
     title = "accuracy under attack"
     share = alt.Y("share:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
-    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
-    line = base.mark_line(strokeWidth=2.5).encode(
-        y=share, strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
-    )
-    point = base.mark_point(filled=True, size=55, opacity=1).encode(
-        y=share, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
-    )
+    bold = base.transform_filter("!datum.thin")
+    band = bold.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    dashes = alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
+    shapes = alt.Shape("series:N", scale=shape, sort=names, legend=None)
+    line = bold.mark_line(strokeWidth=2.5).encode(y=share, strokeDash=dashes)
+    point = bold.mark_point(filled=True, size=55, opacity=1).encode(y=share, shape=shapes)
     linked = [row for row in rows if "link" in row]
     if linked:
         here = point.properties(data=alt.Data(values=linked)).encode(
             href="link:N", description="told:N", size=alt.value(120)
         )
         point = point.transform_filter("!datum.link") + here
+    if any("thin" in row for row in rows):
+        thin = base.transform_filter("datum.thin")
+        line = thin.mark_line(strokeWidth=1).encode(y=share, strokeDash=dashes) + line
+        point = thin.mark_point(filled=True, size=28, opacity=1).encode(y=share, shape=shapes) + point
     drawn = band + line + point
     if chance is not None:
         level = alt.Chart(alt.Data(values=[{"share": chance}]))

@@ -60,7 +60,7 @@ def threat(eps: float, norm: str) -> str:
 
 def points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
-    return f"{signed(100 * difference)}{NBSP}pp"
+    return f"{signed(100 * difference) if difference else '0.0'}{NBSP}pp"
 
 
 def signed(value: float) -> str:

@@ -1,8 +1,9 @@
 """The four figures of the first screen, by verb."""
 
 import dataclasses
+from typing import Any
 
-from robustcv.records import Metric, Record, Tuning, find_metric
+from robustcv.records import Metric, PairedMetric, Record, Tuning, find_metric
 from robustcv.report import cells, numbers
 from robustcv.report.blocks import Tile
 from robustcv.report.summary import headline, paired_headline
@@ -24,17 +25,36 @@ def tiles(record: Record) -> tuple[Tile, ...]:
         return (first, *_training_tiles(record))
     if record.verb == "explain":
         return (first, *_explainer_tiles(record), *_cost_tiles(record))[:4]
+    pairs = {pair.name: pair for pair in record.paired}
+    first = _with_delta(first, pairs.get("clean_accuracy"), record)
     robust, error = headline(record), record.metric("calibration_error")
     corrupted = record.metric("corruption_accuracy")
     where = numbers.threat(robust.eps or 0, robust.norm or "linf") if robust else ""
     return (
         first,
-        _metric_tile(f"Robust accuracy, {where} (upper bound)", robust, "add --eps 8/255"),
+        _with_delta(
+            _metric_tile(f"Robust accuracy, {where} (upper bound)", robust, "add --eps 8/255"),
+            pairs.get("robust_accuracy"),
+            record,
+        ),
         _metric_tile("Corruption accuracy", corrupted, "")
         if corrupted
         else _metric_tile("Calibration error", error, ""),
         _stability_tile(record) or _explainer_tiles(record)[0],
     )
+
+
+def _with_delta(tile: Tile, pair: PairedMetric | None, record: Record) -> Tile:
+    """Add the paired difference to the baseline, if there is one; green or red where its interval leaves out 0."""
+    return tile if pair is None else dataclasses.replace(tile, **_delta(pair, f"against {record.baseline}"))
+
+
+def _delta(pair: PairedMetric, against: str) -> dict[str, Any]:
+    return {
+        "delta": f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
+        "delta_note": f"{against}, paired",
+        "better": None if pair.low <= 0 <= pair.high else pair.difference > 0,
+    }
 
 
 def _stability_tile(record: Record) -> Tile | None:
@@ -64,12 +84,16 @@ def _explainer_tiles(record: Record) -> tuple[Tile, ...]:
         known = result.median_error is not None
         what = "Relative error" if known else "Completeness gap"
         median, worst = (result.median_error, result.worst_error) if known else (result.median_gap, result.worst_gap)
+        label = f"{what}, {result.method.replace('_', ' ')}"
+        if worst == 0:
+            made.append(Tile(label, "exact", f"all {result.images} maps"))
+            continue
         value = "not known" if median is None else f"{100 * median:.1f}{numbers.NBSP}%"
         most = "" if worst is None else f"; worst {100 * worst:.1f}{numbers.NBSP}%"
         if known and result.error_interval is not None:
             low, high = result.error_interval
             most += f"; 95{numbers.NBSP}% CI {100 * low:.1f}–{100 * high:.1f}"
-        made.append(Tile(f"{what}, {result.method.replace('_', ' ')}", value, f"median of {result.images} maps{most}"))
+        made.append(Tile(label, value, f"median of {result.images} maps{most}"))
     return tuple(made[:3])
 
 
@@ -155,10 +179,8 @@ def _compare_tiles(record: Record) -> tuple[Tile, ...]:
                 label,
                 numbers.share((pair.both + pair.only_b) / n, n),
                 numbers.interval_of(told.low, told.high, n),
-                f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
-                f"against {record.comparison.a.name}, paired",
-                None if pair.low <= 0 <= pair.high else pair.difference > 0,
-                told,
+                told=told,
+                **_delta(pair, f"against {record.comparison.a.name}"),
             )
         )
     sides = record.comparison.a, record.comparison.b

@@ -1,11 +1,9 @@
 """audit: how often is it right, how easily is it broken, and what does it look at when it is?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,6 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
 from robustcv.evaluation.agreement import Agreed, agreement
-from robustcv.evaluation.beyond import corrupted_sample, corruption_errors, patch_threat, spatial_threat
 from robustcv.evaluation.certify import (
     certified_metrics,
     certify_bounds,
@@ -33,19 +30,19 @@ from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.evaluation.replay import Replayable, replayable
 from robustcv.evaluation.robustness import measure, over_seeds, passes
-from robustcv.evaluation.stability import stability
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
-from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.reduced import reduced
 from robustcv.runtime import Progress
-from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases, to_png, to_printable_png
+from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images
+from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases
 from robustcv.verbs.evidence import evidence_of, flows_of
-from robustcv.verbs.explained import Explained
+from robustcv.verbs.explained import require_masks
+from robustcv.verbs.followed import Followed, follow, measures_of
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
-from robustcv.verbs.pairing import Saved
+from robustcv.verbs.pairing import Saved, hashes_and_labels, pairs_with, require_same_images
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -63,6 +60,8 @@ from robustcv.verbs.prepare import (
     training_images_among,
     version,
 )
+
+PRECISIONS = ("float32", "bf16")
 
 
 def audit(
@@ -88,7 +87,7 @@ def audit(
             raise unknown_name("certificate", name, CERTIFICATES)
     methods_known = {**ATTACKS, **EXPLAINERS, **CERTIFICATES, "spatial": spatial, "patch": train_patch}
     method_options = parse_options(options["set"], methods_known)
-    methods = methods_of(options["explain"])
+    methods, measures = methods_of(options["explain"]), measures_of(options["measures"])
     gating: dict[str, Any] = {"norm": options["norm"], "asked": given, "tried": sweep, "also": options["also"]}
     bars = parse_gates(options["fail_under"], **gating) + parse_gates(options["max_drop"], kind="drop", **gating)
     baseline = None if options["baseline"] is None else Saved.read(Path(options["baseline"]))
@@ -121,7 +120,10 @@ def audit(
             "rounded to 8 bits even a clean one would change, so no success could be told from rounding",
             "leave --eight-bit out, or give 8-bit images",
         )
-    patch_images = _training_images(images, options, loaded, device, progress) if "patch" in options["also"] else None
+    if baseline is not None:
+        require_same_images(baseline, hashes_and_labels(chosen))
+    require_masks(measures, chosen)
+    patch_images = patch_training_images(images, options, loaded, device, progress)
     described = describe_model(loaded)
     state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))
     run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
@@ -175,16 +177,17 @@ def audit(
             lambda: _certified(job, outcome, options["certify"], method_options, progress), certified
         )
         flags = (*flags, contradictions(certified)) if certified else flags
-        beyond = stopping.unless_asked(lambda: _beyond(job, options, method_options, patch_images, progress), _Beyond())
+        beyond = stopping.unless_asked(
+            lambda: measure_beyond(job, options, method_options, patch_images, progress), Beyond()
+        )
         drawn = draw_cases(classifier, chosen, predictions, outcome, sample, headline, options["cases"], device)
         explained = stopping.unless_asked(
             lambda: explain_cases(classifier, drawn, explain, method_options, progress=progress, **run), None
         )
         cases, explanations, files = explained or explain_cases(classifier, drawn, (), {}, progress=progress, **run)
-        radii = [each for each in sweep if each <= headline * (1 + 1e-9)]
-        stable: tuple[records.StabilityRow, ...] = ()
-        stable = stopping.unless_asked(
-            lambda: _stable(job, predictions, explain, method_options, radii, options, progress), stable
+        radii = [each for each in sweep if each <= headline * (1 + 1e-9)] if "maps" in options["also"] else []
+        followed = stopping.unless_asked(
+            lambda: follow(job, predictions, explain, method_options, measures, radii, progress), Followed()
         )
         first = next(chosen.take(torch.arange(1)).batches(1))[0][0].to(device)
         spent = processes.by_first(  # alone, so that it is not slowed
@@ -203,7 +206,10 @@ def audit(
     files |= beyond.files
     verdicts = _verdicts(chosen, predictions, outcome)
     gates = judge_floors(bars, metrics, on=options["gate_on"])
-    gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
+    pairs: tuple[records.PairedMetric, ...] = ()
+    if baseline is not None:
+        gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
+        pairs = () if stopping.asked() else pairs_with(baseline, verdicts, options["norm"], headline)
     if stopping.asked():  # images that no attack has met stand for nothing
         gates = [gate.model_copy(update={"outcome": "across"}) for gate in gates]
     verdict, exit_code = conclude(gates, (*checks, *flags))
@@ -217,6 +223,8 @@ def audit(
         verdict=verdict,
         exit_code=exit_code,
         gates=tuple(gates),
+        paired=pairs,
+        baseline=None if baseline is None else Path(baseline.name).name,
         model=described,
         data=data,
         metrics=metrics,
@@ -231,11 +239,12 @@ def audit(
         certified=certified,
         evidence=kept,
         flows=() if settled is None else flows_of(chosen, settled, headline),
-        classes=_classes(chosen, predictions, outcome.robust(headline)),
+        classes=_classes(chosen, predictions, outcome, beyond.shares),
         calibration=bins,
         calibration_attacked=bins_attacked,
         explanations=explanations,
-        stability=stable,
+        measures=followed.measures,
+        stability=followed.stability,
         cases=cases,
         training=described.training,
         cost=spent,
@@ -316,136 +325,6 @@ def _certified(
     return tuple(rows)
 
 
-@dataclass(frozen=True)
-class _Beyond:
-    """What was measured beside norm balls."""
-
-    corruptions: tuple[records.CorruptionRow, ...] = ()
-    others: tuple[records.OtherThreat, ...] = ()
-    metrics: tuple[records.Metric, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-PRECISIONS = ("float32", "bf16")
-ALSO = {"corruptions": corruption_errors, "spatial": spatial_threat, "patch": patch_threat, "maps": stability}
-FOLLOWED = 32  # images whose maps are followed under attack
-
-
-def _stable(
-    job: Job,
-    predictions: Predictions,
-    methods: Sequence[str],
-    method_options: Mapping[str, Mapping[str, Any]],
-    radii: Sequence[float],
-    options: Mapping[str, Any],
-    progress: Progress,
-) -> tuple[records.StabilityRow, ...]:
-    """Follow the maps of some images, the same for every model.
-
-    Raises
-    ------
-    UserError
-        If the model gives no gradients to attack it by.
-    """
-    if "maps" not in options["also"] or not methods:
-        return ()
-    if is_black_box(job.classifier):
-        raise UserError(
-            "RCV-E094", "--also maps attacks by gradients", "this model gives none", "leave maps out of --also"
-        )
-    rows = draw_sample(job.images, FOLLOWED, options["seed"])
-    some, seen = job.images.take(rows.nonzero().squeeze(1)), predictions.classes[rows]
-    run = (options["seed"], options["batch_size"], job.device)
-    return Explained(job.classifier, some, seen, seen, methods, method_options, *run).attack(
-        radii, options["norm"], progress
-    )
-
-
-def _beyond(
-    job: Job,
-    options: Mapping[str, Any],
-    method_options: Mapping[str, Mapping[str, Any]],
-    patch_images: ImageSet | None,
-    progress: Progress,
-) -> _Beyond:
-    """Measure the other threats asked for."""
-    rows: tuple[records.CorruptionRow, ...] = ()
-    others: list[records.OtherThreat] = []
-    metrics: list[records.Metric] = []
-    files: dict[str, bytes] = {}
-    n = len(job.images)
-    for name in (each for each in options["also"] if each != "maps"):
-        with progress.stage(name, n * (75 if name == "corruptions" else 1)) as advance:
-            if name == "corruptions":
-                rows, found = corruption_errors(job, advance=advance)
-                rows, pictures = _with_samples(job, rows)
-                metrics += found
-                files |= pictures
-            elif name == "spatial":
-                threat, metric = spatial_threat(job, method_options.get("spatial", {}), advance=advance)
-                others.append(threat)
-                metrics.append(metric)
-            elif patch_images is not None:
-                threat, metric, patch = patch_threat(
-                    job, patch_images, method_options.get("patch", {}), advance=advance
-                )
-                others.append(threat)
-                metrics.append(metric)
-                assert threat.file is not None
-                files[threat.file] = to_printable_png(patch, method_options.get("patch", {}).get("shape", "square"))
-    return _Beyond(rows, tuple(others), tuple(metrics), files)
-
-
-SAMPLED = (1, 3, 5)  # the severities of which the page shows a picture
-
-
-def _with_samples(
-    job: Job, rows: Sequence[records.CorruptionRow]
-) -> tuple[tuple[records.CorruptionRow, ...], dict[str, bytes]]:
-    """Add a picture of the first sampled image, if any, to the rows of some severities."""
-    sampled = job.kept().nonzero().flatten().tolist()[:1]
-    made, files = [], {}
-    for each in rows:
-        if sampled and each.severity in SAMPLED:
-            name = f"evidence/corruptions/{each.name}-{each.severity}.png"
-            files[name] = to_png(corrupted_sample(job, sampled[0], each.name, each.severity))
-            made.append(each.model_copy(update={"file": name}))
-        else:
-            made.append(each)
-    return tuple(made), files
-
-
-PATCH_IMAGES = 1000
-
-
-def _training_images(
-    images: Any, options: Mapping[str, Any], loaded: Loaded, device: torch.device, progress: Progress
-) -> ImageSet:
-    """Take the images a patch is trained on: of the training split, never those it is judged on."""
-    if not isinstance(images, str) or options["split"] == "train":
-        raise UserError(
-            "RCV-E086",
-            "a patch needs training images of its own",
-            "trained on the images it is judged on, it would look stronger than it is",
-            "audit a data set by name or folder, with --split test; or call attacks.patch.train_patch",
-        )
-    chosen, _ = take_images(
-        images,
-        None,
-        split="train",
-        data_dir=options["data_dir"],
-        resize=options["resize"],
-        skip_bad=options["skip_bad"],
-        n=PATCH_IMAGES,
-        seed=options["seed"],
-        loaded=loaded,
-        device=device,
-        progress=progress,
-        at_most=True,
-    )
-    return chosen
-
-
 def _calibration_attacked(
     predictions: Predictions, settled: Replayable | None, eps: float, options: Mapping[str, Any]
 ) -> tuple[list[records.Metric], tuple[records.CalibrationBin, ...]]:
@@ -459,24 +338,42 @@ def _calibration_attacked(
     return [metric], bins
 
 
-def _classes(images: ImageSet, predictions: Predictions, robust: Tensor) -> tuple[records.ClassRow, ...]:
+def _classes(
+    images: ImageSet, predictions: Predictions, outcome: WorstCase, corrupted: Tensor | None
+) -> tuple[records.ClassRow, ...]:
+    """Count by true class, at the headline eps; ``corrupted`` is each image's share of right answers."""
+    robust = outcome.robust(outcome.headline)
+    k = len(images.class_names)
+
     def count(mask: Tensor) -> list[int]:
-        return images.labels[mask].bincount(minlength=len(images.class_names)).tolist()
+        return images.labels[mask].bincount(minlength=k).tolist()
 
     totals, right, stands = count(torch.ones_like(robust)), count(predictions.correct), count(robust)
-    columns = zip(images.class_names, totals, right, stands, stats.against_rest(stands, totals), strict=True)
+    p_values = stats.against_rest(stands, totals)
+    fell: dict[str, list[int]] = {}
+    for place, name in enumerate(outcome.names):  # the same name may come twice
+        own = count(~robust & (outcome.broken_by == place))
+        fell[name] = [a + b for a, b in zip(own, fell.get(name, [0] * k), strict=True)]
+    shares = None if corrupted is None else images.labels.bincount(corrupted.double(), minlength=k).tolist()
     return tuple(
-        records.ClassRow(name=name, n=n, clean=clean, robust=left, p_value=p) for name, n, clean, left, p in columns
+        records.ClassRow(
+            name=name,
+            n=totals[each],
+            clean=right[each],
+            robust=stands[each],
+            p_value=p_values[each],
+            fell={attack: counts[each] for attack, counts in fell.items() if any(counts)},
+            corrupted=None if shares is None or not totals[each] else min(1.0, shares[each] / totals[each]),
+        )
+        for each, name in enumerate(images.class_names)
     )
 
 
 def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) -> runs.Arrays:
     """Give every image's verdict, by hash: what `compare` pairs."""
-    hashes = np.frombuffer(bytes.fromhex("".join(images.hashes)), np.uint8).reshape(len(images), -1)
     arrays = {
-        "hash": hashes,
+        **hashes_and_labels(images),
         "index": images.indices.numpy(),
-        "label": images.labels.numpy(),
         "prediction": predictions.classes.numpy(),
         "confidence": predictions.confidences.numpy(),
         "correct": predictions.correct.numpy(),

@@ -1,6 +1,6 @@
 """explain: what does it look at, how wrong is each map, how good is each method, and do the maps stand an attack?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,18 +10,18 @@ from robustcv import draws, records, runs
 from robustcv.classifier import Classifier
 from robustcv.data import ImageSet
 from robustcv.data.loose import loose_images
-from robustcv.errors import UserError, unknown_name
+from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import Predictions, predict, proportion
 from robustcv.evaluation.faithfulness import at_budget
 from robustcv.evaluation.focus import class_focus
 from robustcv.evaluation.neighbours import features_of, nearest
 from robustcv.explainers import EXPLAINERS
-from robustcv.measures import MEASURES
 from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
 from robustcv.verbs.explained import Explained
+from robustcv.verbs.followed import measures_of
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -49,7 +49,7 @@ def explain(
     del state  # short work: nothing to resume
     clock = Clock()
     methods = methods_of(options["method"])
-    measures = _measures(options["measures"])
+    measures = measures_of(options["measures"])
     _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else ([], ())
     method_options = parse_options(options["set"], dict(EXPLAINERS))
     loaded = load_classifier(classifier, options["weights"], say=progress.say)
@@ -81,13 +81,6 @@ def explain(
         )
         found.run(progress)
         judgements = found.judge(measures, progress) if measures else ()
-        if measures and not judgements:
-            raise UserError(
-                "RCV-E109",
-                f"{', '.join(measures)} cannot be had here",
-                "localisation needs images with masks, completeness a method that promises a sum",
-                "choose other measures, or data with masks, such as shapes",
-            )
         stable = found.attack(radii, options["norm"], progress) if radii else ()
         drawn = _drawn(chosen, predictions, data.selection, wanted, options["cases"], labelled=labelled)
         neighbours, near_files = _neighbours(plain, chosen, loaded, len(drawn.cases), options, device, progress)
@@ -114,14 +107,6 @@ def explain(
         options={name: value for name, value in options.items() if name != "labels"},
     )
     return Result(record, {**files, **near_files})
-
-
-def _measures(given: str | Sequence[str]) -> list[str]:
-    names = [given] if isinstance(given, str) else list(given)
-    for name in names:
-        if name not in MEASURES and name != "all":
-            raise unknown_name("measure", name, (*MEASURES, "all"))
-    return list(MEASURES) if "all" in names else names
 
 
 def _images(

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from robustcv import records
 from robustcv.data import ImageSet
+from robustcv.errors import UserError
 from robustcv.evaluation.attribution import explain_images
 from robustcv.evaluation.faithfulness import judge_maps
 from robustcv.evaluation.stability import stability
 from robustcv.explainers import EXPLAINERS, Explanation
-from robustcv.measures import CONTROLS
+from robustcv.measures import CONTROLS, MEASURES
 from robustcv.runtime import Progress
 
 
@@ -76,10 +77,17 @@ class Explained:
         return maps
 
     def judge(self, measures: Sequence[str], progress: Progress) -> tuple[records.MeasureResult, ...]:
-        """Measure all maps, beside the controls."""
+        """Measure all maps, beside the controls.
+
+        Raises
+        ------
+        UserError
+            If none of the measures can be had.
+        """
+        require_masks(measures, self.images)
         made = self.maps
         with progress.stage("measures", len(measures) * (len(made) + len(CONTROLS))) as advance:
-            return judge_maps(
+            judged = judge_maps(
                 self.classifier,
                 self.pixels.to(self.device),
                 self.targets.to(self.device),
@@ -94,6 +102,9 @@ class Explained:
                 rows=self.batch_size,
                 advance=advance,
             )
+        if not judged:
+            raise _none_of(measures)
+        return judged
 
     def attack(self, radii: Sequence[float], norm: Any, progress: Progress) -> tuple[records.StabilityRow, ...]:
         """Follow the maps under noise and attack."""
@@ -111,3 +122,24 @@ class Explained:
                 seed=self.seed,
                 advance=advance,
             )
+
+
+def require_masks(measures: Sequence[str], images: ImageSet) -> None:
+    """Refuse measures that all need masks where there are none.
+
+    Raises
+    ------
+    UserError
+        If it is so.
+    """
+    if measures and images.masks is None and all(MEASURES[name].needs == "masks" for name in measures):
+        raise _none_of(measures)
+
+
+def _none_of(measures: Sequence[str]) -> UserError:
+    return UserError(
+        "RCV-E109",
+        f"{', '.join(measures)} cannot be had here",
+        "localisation needs images with masks, completeness a method that promises a sum",
+        "choose other measures, or data with masks, such as shapes",
+    )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from robustcv import records, runs
 from robustcv.errors import DONE, GATE_FAILED, INCONCLUSIVE, UserError, unknown_name
-from robustcv.verbs.pairing import Saved, equal_eps, match, paired, stands, verdicts_of
+from robustcv.verbs.pairing import Saved, equal_eps, pairs_with
 from robustcv.verbs.prepare import parse_eps
 
 METRICS = ("clean_accuracy", "robust_accuracy", "corruption_accuracy")
@@ -147,37 +147,11 @@ def _tried(baseline: Saved, norm: str) -> list[float]:
     return [each.eps for each in baseline.record.attacks if each.norm == norm]
 
 
-def judge_drops(
-    bars: Sequence[Bar], now: runs.Arrays, baseline: Saved | None, norm: str, *, on: On
-) -> list[records.Gate]:
-    """Hold each drop against the paired difference to a baseline on the same images.
-
-    Raises
-    ------
-    UserError
-        If the baseline was made on other images.
-    """
-    drops = [bar for bar in bars if bar.kind == "drop"]
-    if not drops:
-        return []
-    assert baseline is not None  # `require_baseline` has seen to that
-    before = verdicts_of(baseline)
-    rows_before, rows_now, same = match(before, now)
-    if not same:
-        raise UserError(
-            "RCV-E080",
-            f"{baseline.name} was made on different images ({len(rows_now)} in common)",
-            "a drop could come from the images",
-            "audit the baseline on the same --data, -n and --seed",
-        )
+def judge_drops(bars: Sequence[Bar], now: runs.Arrays, baseline: Saved, norm: str, *, on: On) -> list[records.Gate]:
+    """Hold each drop against the paired difference to a baseline on the same images."""
     judged = []
-    for bar in drops:
-        if bar.eps is None:
-            masks = before["correct"][rows_before], now["correct"][rows_now]
-        else:
-            theirs = next(eps for eps in _tried(baseline, norm) if equal_eps(eps, bar.eps))
-            masks = stands(before, norm, theirs)[rows_before], stands(now, norm, bar.eps)[rows_now]
-        pair = paired(bar.metric, *masks)
+    for bar in (each for each in bars if each.kind == "drop"):
+        pair = next(each for each in pairs_with(baseline, now, norm, bar.eps) if each.name == bar.metric)
         judged.append(_judged(bar, pair.difference, pair.low, pair.high, norm if bar.eps else None, on))
     return judged
 

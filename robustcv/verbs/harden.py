@@ -139,6 +139,7 @@ def _audited(
         **audit_defaults,
         "cases": SHOWN,
         "also": ["maps"],
+        "measures": ["deletion", "insertion"],
         **{key: options[key] for key in ("effort", "seed", "batch_size")},
         "norm": threat.norm if threat else options["norm"],
         "eps": threat.size if threat else options["eps"],

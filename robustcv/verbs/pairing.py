@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustcv import records, runs, stats
+from robustcv.data import ImageSet
 from robustcv.errors import UserError
 
 
@@ -75,6 +76,44 @@ def match(a: runs.Arrays, b: runs.Arrays) -> tuple[NDArray[np.int64], NDArray[np
 
 def _keys(verdicts: runs.Arrays) -> list[tuple[bytes, int]]:
     return [(row.tobytes(), int(label)) for row, label in zip(verdicts["hash"], verdicts["label"], strict=True)]
+
+
+def hashes_and_labels(images: ImageSet) -> runs.Arrays:
+    """Give what verdicts are matched by, before there are any."""
+    hashes = np.frombuffer(bytes.fromhex("".join(images.hashes)), np.uint8).reshape(len(images), -1)
+    return {"hash": hashes, "label": images.labels.numpy()}
+
+
+def require_same_images(baseline: Saved, now: runs.Arrays) -> None:
+    """Refuse a baseline that was made on other images.
+
+    Raises
+    ------
+    UserError
+        If it was.
+    """
+    rows, _, same = match(verdicts_of(baseline), now)
+    if not same:
+        raise UserError(
+            "RCV-E080",
+            f"{baseline.name} was made on different images ({len(rows)} in common)",
+            "a difference could come from the images",
+            "audit the baseline on the same --data, -n and --seed",
+        )
+
+
+def pairs_with(
+    baseline: Saved, now: runs.Arrays, norm: str, eps: float | None = None
+) -> tuple[records.PairedMetric, ...]:
+    """Pair clean accuracy, and robust accuracy at eps where the baseline was attacked there, with a baseline's."""
+    before = verdicts_of(baseline)
+    rows_before, rows_now, _ = match(before, now)
+    pairs = [paired("clean_accuracy", before["correct"][rows_before], now["correct"][rows_now])]
+    tried = [each.eps for each in baseline.record.attacks if each.norm == norm and eps is not None]
+    if (theirs := next((each for each in tried if equal_eps(each, eps or 0.0)), None)) is not None and eps is not None:
+        masks = stands(before, norm, theirs)[rows_before], stands(now, norm, eps)[rows_now]
+        pairs.append(paired("robust_accuracy", *masks, norm=norm, eps=eps))
+    return tuple(pairs)
 
 
 def common_threats(a: records.Record, b: records.Record) -> list[tuple[str, float, float]]:

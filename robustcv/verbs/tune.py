@@ -81,7 +81,8 @@ def tune(
         shared=bool(options["storage"]),
     )
     shown = {name: common[name] for name in (*fixed, "seed", "skip_bad", "data_dir")}
-    toml = runs.to_toml({**shown, "data": sets.spec, **chosen.options}, list(chosen.options))
+    best_options = {**shown, "data": sets.spec, **chosen.options}
+    toml = runs.to_toml(best_options, runs.origins_of(best_options, list(chosen.options)))
     record = records.Record(
         verb="tune",
         version=version(),

@@ -10,11 +10,12 @@ from pydantic import BaseModel
 
 from robustcv.errors import printable
 from robustcv.records import Record
+from robustcv.report.turns import after_each
 
 TABLES = (
     "metrics", "attacks", "preflight", "flags", "gates", "classes", "calibration", "calibration_attacked",
     "corruptions", "others", "certified",
-    "explanations", "measures", "stability", "focus", "overview", "flows", "seeds",
+    "explanations", "measures", "stability", "focus", "overview", "flows", "seeds", "paired",
 )  # fmt: skip
 
 
@@ -22,6 +23,7 @@ def tables(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Write csv/NAME.csv for each list of the record that is not empty; of a comparison, of both runs."""
     del files
     found: dict[str, list[dict[str, Any]]] = {name: _rows(getattr(record, name)) for name in TABLES}
+    found["turns"] = [{"line": line, **row} for line, each in after_each(record).items() for row in _rows(tuple(each))]
     if record.training is not None:
         found["epochs"] = _rows(record.training.epochs)
     if record.agreement is not None:
@@ -30,7 +32,7 @@ def tables(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
         found["trials"] = _rows(record.tuning.trials)
     if record.comparison is not None:
         found |= {"paired": _rows(record.comparison.paired), "moved": _rows(record.comparison.moved)}
-        for name in ("metrics", "attacks", "classes", "explanations", "stability"):
+        for name in ("metrics", "attacks", "classes", "explanations", "measures", "stability"):
             sides = (record.comparison.a, record.comparison.b)
             found[name] = [{"run": side.name, **row} for side in sides for row in _rows(getattr(side, name))]
     return {f"csv/{name}.csv": _written(rows) for name, rows in found.items() if rows}

@@ -41,8 +41,13 @@ def reproduce(record: Record, files: Files) -> Section | None:
     if record.passes.forward:
         identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))
-    options = tuple((Cell(name), Cell(numbers.plain(value))) for name, value in record.options.items())
-    folded = Table(("option", "value"), options, folded="Options, all of them")
+    known = bool(record.origins)
+    options = tuple(
+        (Cell(name), Cell(numbers.plain(value)), *((Cell(record.origins.get(name, "")),) if known else ()))
+        for name, value in record.options.items()
+    )
+    headers = ("option", "value", *(("from",) if known else ()))
+    folded = Table(headers, options, folded="Options, all of them")
     subtitle = "same seed, same machine, same result"
     return Section("reproduce", "Reproduce", subtitle, (facts, folded), "Reproduce")
 

@@ -8,6 +8,7 @@ from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.summary import black_box
+from robustcv.report.turns import after_each
 
 Files = Mapping[str, bytes]
 FEW_CLASSES, MANY_CLASSES, OVERLAID = 12, 50, 5
@@ -31,6 +32,7 @@ def curve(record: Record, files: Files) -> Section | None:
     series = {name: metrics for name, metrics in series.items() if len(metrics) > 1}
     if not series:
         return None
+    turns = {} if record.comparison is not None or record.overview else after_each(record)
     norm = next(metric.norm for metrics in series.values() for metric in metrics if metric.norm) or "linf"
     factor = 255.0 if norm == "linf" else 1.0
     rows = [
@@ -41,8 +43,8 @@ def curve(record: Record, files: Files) -> Section | None:
             "low": metric.low,
             "high": metric.high,
         }
-        | _fallen_at(record, metric.eps, norm)
-        for name, metrics in series.items()
+        | ({"thin": True} if name in turns else _fallen_at(record, metric.eps, norm))
+        for name, metrics in (turns | series).items()
         for metric in metrics
     ]
     unit = "k/255, and as a decimal, L-inf" if norm == "linf" else numbers.NORM_NAMES[norm]
@@ -55,13 +57,17 @@ def curve(record: Record, files: Files) -> Section | None:
         decimals_of=factor,
         bars=[{"eps": round(eps * factor, 4), "bar": bar} for eps, bar in bars],
     )
+    every_line = series | turns
     every = sorted({metric.eps or 0 for metrics in series.values() for metric in metrics})
     table = Table(
-        ("eps", *series),
+        ("eps", *every_line),
         tuple(
             (
                 Cell(numbers.eps_short(eps, norm)),
-                *(cells.metric(next((m for m in metrics if (m.eps or 0) == eps), None)) for metrics in series.values()),
+                *(
+                    cells.metric(next((m for m in metrics if (m.eps or 0) == eps), None))
+                    for metrics in every_line.values()
+                ),
             )
             for eps in every
         ),
@@ -69,6 +75,8 @@ def curve(record: Record, files: Files) -> Section | None:
     )
     subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
     subtitle += " · bands: pointwise 95 % Wilson" + (f" · dotted: chance, 1/{classes}" if classes else "")
+    if turns:
+        subtitle += " · thin lines: what still stood after each attack in turn, each meeting what those before it left"
     if bars:
         subtitle += " · thick bar: the gate"
     if len(record.overview) > len(series):
@@ -129,10 +137,19 @@ def classes(record: Record, files: Files) -> Section | None:
         lines.append(
             (f"{prefix}{where}", tuple(_heat_cell("robust_accuracy", rows[k].robust, rows[k].n) for k in order))
         )
+        if any(row.corrupted is not None for row in rows):
+            lines.append((f"{prefix}corruptions, mean", tuple(_corrupted_cell(rows[k]) for k in order)))
     tested = sides[-1][1]
+    if record.comparison is None:
+        for attack in dict.fromkeys(name for row in tested for name in row.fell):
+            counts = [(tested[k].fell.get(attack, 0), tested[k].n) for k in order]
+            fallen = [cells.share("broken", count, n) if n else Cell("no image", number=True) for count, n in counts]
+            lines.append((f"broken by {attack}", tuple(fallen)))
     if record.comparison is None and all(row.p_value is not None for row in tested):
         p_values = [tested[k].p_value or 0.0 for k in order]
-        told = (Cell(numbers.p_value(p).removeprefix("p = "), number=True, value=p) for p in p_values)
+        told = (
+            Cell(numbers.p_value(p).removeprefix("p = ").removeprefix("p "), number=True, value=p) for p in p_values
+        )
         lines.append(("p against the rest", tuple(told)))
     if record.comparison is None and record.cases:
         shown = Counter(name for name, _ in cases_of(record).elements())
@@ -146,6 +163,7 @@ def classes(record: Record, files: Files) -> Section | None:
         f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
     )
     if record.comparison is None:
+        subtitle += " · broken by: what broke an image at its smallest eps" if any(row.fell for row in tested) else ""
         subtitle += " · p: Fisher's exact test, adjusted for the number of classes (Holm)"
     return Section("classes", "Per class", subtitle, _class_tables(names, lines), "Per class")
 
@@ -171,8 +189,14 @@ def _standing(row: ClassRow) -> tuple[float, str]:
     return ((row.robust or 0) / row.n if row.n else 2.0, row.name)
 
 
-def _heat_cell(name: str, count: int | None, n: int) -> Cell:
+def _heat_cell(name: str, count: float | None, n: int) -> Cell:
     return Cell("not run" if n else "no image", number=True) if count is None or n == 0 else cells.heat(name, count, n)
+
+
+def _corrupted_cell(row: ClassRow) -> Cell:
+    """Tell the mean over corrupted copies; an image's copies go together, so Wilson's interval is on the wide side."""
+    absent = row.corrupted is None or row.n == 0
+    return _heat_cell("corruption_accuracy", None if absent else (row.corrupted or 0.0) * row.n, row.n)
 
 
 def _escalated(record: Record) -> str:

@@ -1,0 +1,71 @@
+"""The maps of some images, the same for every model: how good they are, and whether they stand an attack."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from robustcv import records
+from robustcv.errors import UserError, unknown_name
+from robustcv.evaluation.accuracy import Predictions
+from robustcv.evaluation.job import Job
+from robustcv.measures import MEASURES
+from robustcv.runtime import Progress
+from robustcv.verbs.cases import draw_sample
+from robustcv.verbs.explained import Explained
+from robustcv.verbs.prepare import is_black_box
+
+FOLLOWED = 32  # images
+
+
+class Followed(NamedTuple):
+    """How good the maps are by each measure, and how far they move."""
+
+    measures: tuple[records.MeasureResult, ...] = ()
+    stability: tuple[records.StabilityRow, ...] = ()
+
+
+def measures_of(given: str | Sequence[str]) -> list[str]:
+    """Read names of measures, ``all`` among them.
+
+    Raises
+    ------
+    UserError
+        If one is unknown.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in MEASURES and name != "all":
+            raise unknown_name("measure", name, (*MEASURES, "all"))
+    return list(MEASURES) if "all" in names else names
+
+
+def follow(
+    job: Job,
+    predictions: Predictions,
+    methods: Sequence[str],
+    method_options: Mapping[str, Mapping[str, Any]],
+    measures: Sequence[str],
+    radii: Sequence[float],
+    progress: Progress,
+) -> Followed:
+    """Judge the maps of some images by measures, and follow them under noise and attack at some eps.
+
+    Raises
+    ------
+    UserError
+        If they are to be followed, and the model gives no gradients to attack it by.
+    """
+    if not methods or not (measures or radii):
+        return Followed()
+    if radii and is_black_box(job.classifier):
+        raise UserError(
+            "RCV-E094", "--also maps attacks by gradients", "this model gives none", "leave maps out of --also"
+        )
+    rows = draw_sample(job.images, FOLLOWED, job.seed)
+    some, seen = job.images.take(rows.nonzero().squeeze(1)), predictions.classes[rows]
+    run = (job.seed, job.batch_size, job.device)
+    explained = Explained(job.classifier, some, seen, seen, methods, method_options, *run)
+    judged: tuple[records.MeasureResult, ...] = ()
+    if measures:
+        explained.run(progress)
+        judged = explained.judge(measures, progress)
+    return Followed(judged, explained.attack(radii, job.norm, progress) if radii else ())
