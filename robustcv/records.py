@@ -542,6 +542,8 @@ class Certified(_Frozen):
     low: float
     high: float
     contradictions: int = 0
+    forward: int = Field(default=0, description="passes of votes and of attacks on them; bounds take none")
+    backward: int = 0
     details: dict[str, Any] = {}
 
     @model_validator(mode="after")

@@ -10,10 +10,12 @@ from conftest import make_images, make_linear
 from honest_models import Residual, conv, patches, trained
 from scipy.optimize import linprog
 from scipy.special import ndtr
+from test_classifier import Counting
 from torch import nn
 from torch.nn import functional
 
 import robustcv as rc
+from robustcv import runs
 from robustcv.attacks.pgd import pgd
 from robustcv.certificates.bounds import bounds, lower_margins
 from robustcv.certificates.graph import operations_of
@@ -274,6 +276,24 @@ def test_an_audit_gives_two_sided_rows_without_contradiction(run) -> None:
     text = run.page.read_text()
     assert "Proved and attacked" in text and "is not the model on the first screen" in text
     assert next(flag for flag in run.flags if flag.check == "proofs and attacks agree").status == "pass"
+
+
+def test_the_passes_of_votes_and_of_attacks_on_them_are_counted(tmp_path) -> None:
+    from test_worst_case import job_for, planned
+
+    from robustcv.evaluation.certify import certify_smoothing
+    from robustcv.evaluation.worst_case import worst_case
+
+    model = Counting(trained(conv, seed=3))
+    with frozen(model):
+        job = job_for(model, patches(20, 5), norm="l2", state=runs.State(tmp_path))
+        outcome = worst_case(job, planned("fgsm"), eps=0.5)
+        model.forwards = model.backwards = 0
+        rows = certify_smoothing(job, outcome, {"samples": 100, "first": 20})
+        counted = sum(row.forward for row in rows), sum(row.backward for row in rows)
+        assert counted == (model.forwards, model.backwards) and rows[0].forward >= 20 * 120 > 0 < counted[1]
+        again = certify_smoothing(job, outcome, {"samples": 100, "first": 20})  # as after an interruption
+    assert again == rows and (model.forwards, model.backwards) == counted
 
 
 def test_residual_networks_are_proved_in_an_audit_too() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv import draws, processes, runs, stats
@@ -14,7 +15,7 @@ from robustcv.attacks.norms import NormName
 from robustcv.certificates.bounds import bounds
 from robustcv.certificates.graph import operations_of
 from robustcv.certificates.smoothing import largest_radius, outvoted, smoothed_pgd, smoothing
-from robustcv.classifier import frozen
+from robustcv.classifier import Counted, frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import share
@@ -136,6 +137,7 @@ def certify_smoothing(
     rows = draws.drawn_rows(job.seed, job.images.hashes, "smoothing", SMOOTHED)
     chosen = job.images.take(torch.tensor(sorted(rows)))
     arrays = _voted(job, chosen, given, advance)
+    spent = arrays["passes"].sum(0)
     labels = chosen.labels
     correct = torch.from_numpy(arrays["classes"].copy()) == labels
     radii = torch.from_numpy(arrays["radii"].copy())
@@ -145,9 +147,12 @@ def certify_smoothing(
     for radius in sorted(each for each in asked if each <= cap):
         proved = correct & (radii >= radius)
         attacked = ~proved | (proved & (proved.cumsum(0) <= CONTROLS))  # and some of the proved, which must stand
-        broken = _outvoted(job, chosen, attacked, radius, given)
+        broken, passes = _outvoted(job, chosen, attacked, radius, given)
         details = {**given, "largest radius": cap, "abstained": int((arrays["classes"] < 0).sum())}
-        made.append(_row("smoothing", "l2", radius, proved, broken, int((proved & broken).sum()), details))
+        row = _row("smoothing", "l2", radius, proved, broken, int((proved & broken).sum()), details)
+        forward, backward = (passes + spent).tolist()
+        made.append(row.model_copy(update={"forward": forward, "backward": backward}))
+        spent = np.zeros_like(spent)  # the votes are the same for every radius, and count once
         advance(len(chosen))
     return tuple(made)
 
@@ -162,22 +167,27 @@ def _voted(job: Job, chosen: ImageSet, given: Mapping[str, Any], advance: Advanc
             some = chosen.take(rows)
             batch, _ = next(some.batches(len(rows)))
             seeds = draws.image_seeds(job.seed, some.hashes, "smoothing")
-            found = smoothing(job.classifier, batch.to(job.device), seeds=seeds.to(job.device), **given)
-            saved = {"classes": found.classes.numpy(), "radii": found.radii.numpy()}
+            counted = Counted(job.classifier)
+            found = smoothing(counted, batch.to(job.device), seeds=seeds.to(job.device), **given)
+            spent = np.array([[counted.forwards, counted.backwards]])
+            saved = {"classes": found.classes.numpy(), "radii": found.radii.numpy(), "passes": spent}
             job.state.save_arrays(key, saved)
         parts.append(saved)
         advance(len(rows))
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("classes", "radii")}
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("classes", "radii", "passes")}
 
 
-def _outvoted(job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: Mapping[str, Any]) -> Bool[Tensor, " n"]:
-    """Attack some images; gives those that the smoothed classifier then surely gets wrong.
+def _outvoted(
+    job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: Mapping[str, Any]
+) -> tuple[Bool[Tensor, " n"], NDArray[np.int64]]:
+    """Attack some images; gives those that the smoothed classifier then surely gets wrong, and the passes.
 
     Where it already errs on the clean image, that image is kept as it is.
     """
     key = f"smoothed-attack-{float(radius).hex()}"
     if (saved := job.state.load_arrays(key)) is not None:
-        return torch.from_numpy(saved["broken"].copy())
+        return torch.from_numpy(saved["broken"].copy()), saved["passes"]
+    counted = Counted(job.classifier)
     broken = torch.zeros(len(chosen), dtype=torch.bool)
     votes = {name: given[name] for name in ("sigma", "samples", "alpha")}
     for rows in open_.nonzero().squeeze(1).split(16):
@@ -185,13 +195,14 @@ def _outvoted(job: Job, chosen: ImageSet, open_: Tensor, radius: float, given: M
         batch, labels = next(some.batches(len(rows)))
         batch, labels = batch.to(job.device), labels.to(job.device)
         seeds = draws.image_seeds(job.seed, some.hashes, f"smoothed-attack-{radius:.6g}").to(job.device)
-        clean = outvoted(job.classifier, batch, labels, seeds=seeds, **votes)
+        clean = outvoted(counted, batch, labels, seeds=seeds, **votes)
         broken[rows] = clean
         if not job.black_box:
-            attacked = smoothed_pgd(job.classifier, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
-            broken[rows] |= outvoted(job.classifier, attacked, labels, seeds=seeds, **votes)
-    job.state.save_arrays(key, {"broken": broken.numpy()})
-    return broken
+            attacked = smoothed_pgd(counted, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
+            broken[rows] |= outvoted(counted, attacked, labels, seeds=seeds, **votes)
+    passes = np.array([counted.forwards, counted.backwards])
+    job.state.save_arrays(key, {"broken": broken.numpy(), "passes": passes})
+    return broken, passes
 
 
 def contradictions(rows: tuple[Certified, ...]) -> Check:

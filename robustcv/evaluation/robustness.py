@@ -8,7 +8,7 @@ from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import Probed, probe
 from robustcv.evaluation.replay import Replayable
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
-from robustcv.records import AttackResult, Check, OtherThreat, Passes, SeedRun
+from robustcv.records import AttackResult, Certified, Check, OtherThreat, Passes, SeedRun
 
 
 def measure(
@@ -79,7 +79,7 @@ def over_seeds(
     return outcome, tuple(found) if seeds > 1 else ()
 
 
-def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Replayable], clean: int) -> Passes:
+def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Certified | Replayable], clean: int) -> Passes:
     """Add up forward and backward passes: attacks, checks, other threats, and those on clean or corrupted images."""
     forward = sum(each.forward for each in outcome.results) + sum(each.forward for each in others)
     backward = sum(each.backward for each in outcome.results) + sum(each.backward for each in others)

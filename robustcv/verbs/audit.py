@@ -217,6 +217,7 @@ def audit(
     kept, evidence = (None, {}) if settled is None else evidence_of(chosen, settled)
     files |= evidence
     answered = len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]
+    counted = (*checks, *flags, *beyond.others, *certified, *([] if settled is None else [settled]))
     record = records.Record(
         verb="audit",
         version=version(),
@@ -231,7 +232,7 @@ def audit(
         attacks=outcome.results,
         seeds=spread,
         agreement=agreed,
-        passes=passes(outcome, (*checks, *flags, *beyond.others, *([settled] if settled else [])), answered),
+        passes=passes(outcome, counted, answered),
         preflight=checks,
         flags=flags,
         corruptions=beyond.corruptions,
