@@ -244,6 +244,14 @@ _KNOWN = {
 _ATLAS = {False: "AML.T0043.000 White-Box Optimization", True: "AML.T0043.001 Black-Box Optimization"}
 
 
+def _law(record: Record) -> str:
+    """Tell which paragraphs of the EU AI Act on high-risk systems ask for figures such as these."""
+    asked = ["3 (accuracy, declared)"]
+    asked += ["4 (errors and faults: corruptions)"] if record.corruptions else []
+    asked += ["5 (adversarial examples)"]
+    return f"Article 15: evidence towards paragraphs {', '.join(asked)}; no statement of compliance"
+
+
 def threat_model(record: Record, files: Files) -> Section | None:
     """State the threat model, the attacks as run, and what they cost."""
     sides: list[Side | Record] = [record] if record.comparison is None else [record.comparison.a, record.comparison.b]
@@ -267,6 +275,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
         ("MITRE ATLAS", f"{_ATLAS[black_box(sides[-1].attacks)]}; AML.T0015 Evade AI Model"),
         ("kind of evidence", "empirical: attacks that were run (the terms of ISO/IEC TR 24029-1); proofs stand apart"),
+        ("Regulation (EU) 2024/1689", _law(record)),
         ("not tested", "poisoning of training data, theft of the model, inference about its training data"),
     )
     facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in stated))
