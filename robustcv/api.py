@@ -842,6 +842,8 @@ def _run_in(
         name: value if isinstance(value, str) else None if value is None else type(value).__name__
         for name, value in (("model", classifier), ("data", images))
     }
+    for value in (*shown.values(), out):
+        require_text(str(value))
     kept = {name: value for name, value in options.items() if name != "labels"}
     if out is not None:
         # where, how long, and what is made of the result: not what the work is
@@ -867,9 +869,11 @@ def _run_in(
         result = _nothing_yet(verb)
     defaults = _defaults(globals()[verb])
     given = [name for name, value in kept.items() if value != defaults.get(name)]
-    origins = runs.origins_of({**shown, **kept}, [*given, "model", "data"])
+    given += [name for name, value in shown.items() if value != defaults.get(name)]
+    origins = runs.origins_of({**shown, **kept}, given)
+    taken = {name: "the run" for name, value in result.record.options.items() if value != {**shown, **kept}.get(name)}
     files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, origins)}
-    told = {"options": {**shown, **result.record.options}, "origins": origins}
+    told = {"options": {**shown, **result.record.options}, "origins": origins | taken}
     record = result.record.model_copy(update=told)
     if stopping.asked():
         record = record.model_copy(update={"verdict": "INCOMPLETE", "exit_code": INTERRUPTED})
@@ -917,6 +921,18 @@ def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any
             "its weights differ from those given now",
             "choose another -o",
         )
+
+
+def require_text(name: str) -> None:
+    """Refuse a name that could be written nowhere: bytes that are no UTF-8.
+
+    Raises
+    ------
+    UserError
+        If it is one.
+    """
+    if not name.isascii() and any("\ud800" <= each <= "\udfff" for each in name):
+        raise UserError("RCV-E041", f"the name {name!a} is no text", "it could be written nowhere", "rename it")
 
 
 def require_counts(options: Mapping[str, Any]) -> None:

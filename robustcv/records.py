@@ -55,6 +55,9 @@ class AttackResult(_Frozen):
     backward: int
     seconds: float
     max_distance: float | None = None
+    carried: int = Field(
+        default=0, description="images of a larger eps whose change by this attack is small enough here: not attempted"
+    )
     reason: Literal["plan", "probe", "escalation", "seed", "alone"] = "plan"
 
 
@@ -412,6 +415,7 @@ class Side(_Frozen):
     cost: Cost | None = None
     device: str = ""
     cases: tuple[Case, ...] = ()
+    options: dict[str, Any] = {}
 
 
 class Moved(_Frozen):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -339,3 +340,59 @@ def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_pat
     images = rc.load_images("digits", n=60)
     with pytest.raises(UserError, match="training images of its own"):
         rc.audit(rc.load_classifier(str(trained)), images, **QUICK, also=("patch",))
+
+
+class Overflowing(torch.nn.Module):
+    """Answers with no number where a pixel is nearly white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return torch.where(images.flatten(1).amax(1)[:, None] > 0.995, torch.nan, logits)
+
+
+def test_a_model_that_overflows_under_attack_gets_its_page() -> None:
+    images = (torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 240).to(torch.uint8)
+    model = Overflowing()
+    with torch.no_grad():
+        labels = model(images / 255).argmax(1)
+    run = rc.audit(model, images, labels, eps="24/255", effort="quick", sweep=False, cases=8, quiet=True)
+    assert run.metric("robust_accuracy", attack=None).count < 40
+    assert all(flow.label != flow.prediction for flow in run.flows)
+    broken = [case for case in run.cases if case.outcome == "broken"]
+    unanswered = [case for case in broken if case.adversarial_confidence == 0]
+    assert unanswered and all({ref.image for ref in case.heatmaps} == {"clean"} for case in unanswered)
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "also", "told"),
+    [(3, 1, (), "knows one class"), (5, 3, (), "5 channels"), (4, 3, ("corruptions",), "4 channels")],
+)
+def test_what_cannot_be_judged_is_refused_before_the_attacks(channels, classes, also, told) -> None:
+    images = (torch.rand(12, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * channels, classes))
+    with torch.no_grad():
+        labels = model(images / 255).argmax(1)
+    with pytest.raises(UserError, match=told):
+        rc.audit(model, images, labels, also=also, quiet=True)
+
+
+def test_the_page_tells_where_options_came_from(trained: Path, tmp_path: Path) -> None:
+    run = rc.audit(str(trained), "digits", **QUICK, effort="quick", out=tmp_path / "run")
+    told = run.record.origins
+    assert {told["model"], told["data"], told["n"], told["effort"]} == {"given"} and told["norm"] == "default"
+    assert "model" not in [name for name, where in runs.load(trained).origins.items() if where == "given"]
+    row = re.search(r'scope="row">effort</th>(.*?)</tr>', run.page.read_text()).group(1)
+    assert re.findall(r">([^<>]+)</td>", row) == ["quick", "given"]
+
+
+def test_measures_without_methods_are_refused_and_those_that_cannot_be_had_are_noted(trained: Path) -> None:
+    with pytest.raises(UserError, match="--measures has no maps"):
+        rc.audit(str(trained), "digits", **QUICK, measures=["deletion"])
+    options = {**QUICK, "effort": "quick", "explain": ("saliency",), "n": 20}
+    run = rc.audit(str(trained), "digits", **options, measures=["completeness", "completeness"])
+    assert run.measures == () and any("cannot be had here" in note for note in run.record.environment.notes)

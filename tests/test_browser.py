@@ -2,6 +2,7 @@
 
 import csv
 import http.server
+import io
 import itertools
 import os
 import re
@@ -10,9 +11,10 @@ from pathlib import Path
 from urllib.parse import unquote_plus
 
 import pytest
+from PIL import Image
 
 import robustcv as rc
-from robustcv import report, runs
+from robustcv import records, report, runs
 from robustcv.report import numbers
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -39,6 +41,15 @@ class Pages(dict[str, Path]):
         self.root = root
 
     def __missing__(self, name: str) -> Path:
+        model, common = str(self["train"].parent), {"n": 24, "eps": "8/255", "quiet": True, "out": self.root / name}
+        if name == "explain":
+            rc.explain(model, "digits", **common, method=["ig", "saliency", "grad_cam"], measures=["deletion"])
+        if name == "full":
+            rc.audit(model, "digits", **common, attacks=["fgsm", "pgd"], sweep=False, agreement=10, cases=4,
+                     certify=["bounds"], also=["maps"], measures=["deletion", "insertion"])  # fmt: skip
+        if name in ("explain", "full"):
+            self[name] = self.root / name / "report.html"
+            return self[name]
         data, n = {"shapes": ("shapes:64,shortcut", 24), "cifar": (photos() if name == "cifar" else "", 24)}[name]
         rc.train(data, epochs=1, out=self.root / f"{name}-model", quiet=True)
         rc.audit(str(self.root / f"{name}-model"), data, n=n, eps="4/255", effort="quick", cases=8, quiet=True,
@@ -71,7 +82,10 @@ def page_file(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]
     return Pages(root, made)
 
 
-RARE = [pytest.param(name, marks=pytest.mark.every_case) for name in ("train", "overview", "shapes", "cifar")]
+RARE = [
+    pytest.param(name, marks=pytest.mark.every_case)
+    for name in ("train", "overview", "shapes", "cifar", "explain", "full")
+]
 
 
 @pytest.mark.parametrize("name", ["audit", "compare", *RARE])
@@ -198,18 +212,24 @@ def test_a_case_opens_enlarged_by_keyboard_and_closes_again(browser, page_file) 
 
 STATES = {
     "plain": "() => null",
-    "case": "() => document.querySelector('.case:has([data-kind=attacked]) .zoom')?.click()",
+    "case": "() => document.querySelector('.case:has([data-kind=attacked]) .zoom, .case .zoom')?.click()",
     "slider": "() => { document.querySelector('.case:has([data-kind=attacked]) .zoom')?.click();"
     " document.querySelector('#modes [value=slider]').click(); }",
     "keys": "() => document.getElementById('help').click()",
     "open": "() => document.querySelectorAll('details').forEach((each) => { each.open = true; })",
     "print": "() => null",
+    "print everything": "() => { document.getElementById('whole').checked = true;"
+    " document.querySelectorAll('details').forEach((each) => { each.open = true; }) }",
 }
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-ALWAYS = {("audit", 1280, "light"), ("audit", 390, "dark"), ("overview", 390, "light")}
-AXE = itertools.product(("audit", "compare", "train", "overview", "cifar"), (1280, 390), ("light", "dark"))
+ALWAYS = {
+    ("audit", 1280, "light"), ("audit", 390, "dark"), ("overview", 390, "light"), ("compare", 1280, "dark"),
+    ("explain", 390, "light"), ("full", 1280, "light"), ("cifar", 390, "dark"),
+}  # fmt: skip
+NAMES = ("audit", "compare", "train", "overview", "cifar", "shapes", "explain", "full")
+AXE = itertools.product(NAMES, (1280, 390), ("light", "dark"))
 
 
 @pytest.mark.parametrize(
@@ -224,8 +244,10 @@ def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str
     for state, enter in STATES.items():
         if name in ("train", "overview") and state in ("case", "slider"):
             continue
+        if name == "explain" and state == "slider":  # nothing was attacked
+            continue
         page = context.new_page()
-        if state == "print":
+        if state.startswith("print"):
             page.set_viewport_size({"width": 703, "height": 1000})  # A4 within its margins
             page.emulate_media(media="print", color_scheme=scheme)
         page.goto(page_file[name].as_uri())
@@ -238,6 +260,55 @@ def test_axe_finds_nothing_and_leaves_nothing_open(browser, page_file, name: str
         assert len(found["passes"]) > 15
         page.close()
     context.close()
+
+
+def test_nothing_is_cut_when_everything_is_printed(browser, page_file) -> None:
+    page = browser.new_page(viewport={"width": 703, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(page_file["audit"].as_uri())
+    page.evaluate(STATES["print everything"])
+    charts = page.locator("figure.chart svg")
+    assert charts.count() > 2
+    for k in range(charts.count()):
+        box = charts.nth(k).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 703, k
+    page.close()
+
+
+def test_cases_can_be_filtered_without_a_mouse(browser, page_file) -> None:
+    page = browser.new_page()
+    page.goto(page_file["audit"].as_uri())
+    every = page.locator("#cases .case").count()
+    page.locator("#filters select[name=class]").focus()
+    for _ in range(20):
+        if page.evaluate("document.activeElement.name") == "outcome":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("b")  # broken
+    assert page.url.endswith("#outcome=broken")
+    assert 0 < page.locator("#cases .case:visible").count() < every
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.close()
+
+
+def test_classes_with_odd_spaces_can_be_chosen(browser, tmp_path) -> None:
+    from test_report import make_record
+
+    names = ("a  b", "c ")
+    case = {"image": "0", "selection": "sample", "outcome": "survived", "label": 0, "prediction": 0, "confidence": 0.5}
+    record = make_record(60, names, 50, 20)
+    cases = [records.Case(index=k, **{**case, "label": k}, files={"clean": "evidence/0.png"}) for k in (0, 1)]
+    page = browser.new_page()
+    path = tmp_path / "spaces.html"
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    files = {"evidence/0.png": picture.getvalue()}
+    path.write_text(report.render(record.model_copy(update={"cases": tuple(cases)}), files))
+    page.goto(path.as_uri())
+    for name in names:
+        page.locator("#filters select[name=class]").select_option(value=name)
+        assert page.locator("#cases .case:visible").count() == 1
+    page.close()
 
 
 def test_cases_are_chosen_by_class_and_the_choice_stands_in_the_address(browser, page_file) -> None:

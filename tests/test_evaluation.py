@@ -250,6 +250,17 @@ def test_an_audit_with_a_baseline_tells_what_compare_tells(audited, trained, tmp
     assert [pair.name for pair in elsewhere.paired] == ["clean_accuracy"]
 
 
+def test_a_baseline_that_was_attacked_in_another_way_is_not_held_against(audited, trained) -> None:
+    options = {"n": 60, "eps": ["16/255", "8/255"], "cases": 0, "explain": (), "quiet": True, "baseline": audited}
+    run = rc.audit(str(trained), "digits", **options, attacks=["noise"])
+    assert [pair.name for pair in run.paired] == ["clean_accuracy"]
+    assert any("attacked in another way" in note for note in run.record.environment.notes)
+    assert rc.audit(str(trained), "digits", **options, attacks=["noise"], max_drop={"clean_accuracy": 0.1}).gates
+    for other in ({"attacks": ["noise"]}, {"eight_bit": True}, {"eps": "8/255", "sweep": False}):
+        with pytest.raises(UserError, match=r"attacked in another way|not attacked"):
+            rc.audit(str(trained), "digits", **{**options, **other}, max_drop={"robust_accuracy": 0.02})
+
+
 def test_a_baseline_on_other_images_is_refused_before_any_attack(audited, trained) -> None:
     with pytest.raises(UserError, match="made on different images"):
         rc.audit(str(trained), "digits", n=20, baseline=audited, quiet=True)

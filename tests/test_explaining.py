@@ -21,6 +21,7 @@ from robustcv.evaluation.focus import class_focus, heaviest_window
 from robustcv.evaluation.neighbours import features_of, nearest
 from robustcv.evaluation.stability import furthest_held, stability
 from robustcv.explainers import EXPLAINERS
+from robustcv.report.tiles import tiles
 from robustcv.runtime import chunk_size, in_chunks
 
 CPU = torch.device("cpu")
@@ -424,12 +425,15 @@ def test_records_from_before_the_two_errors_were_told_apart_are_read_as_they_wer
 def test_an_audit_measures_maps_as_explain_does_and_a_comparison_shows_both(trained: Path, tmp_path: Path) -> None:
     options = {"n": 32, "measures": ["deletion", "sparseness"], "quiet": True}
     quick = {"eps": "8/255", "sweep": False, "attacks": ["fgsm"], "cases": 0, "explain": ("saliency",)}
-    run = rc.audit(str(trained), "digits", **options, **quick, out=tmp_path / "run")
+    run = rc.audit(str(trained), "digits", **options, **quick, also=["maps"], out=tmp_path / "run")
+    followed = next(row for row in run.stability if row.change.endswith("held") and row.quantity == "spearman")
+    assert tiles(run.record)[3].value == f"{followed.mean:.2f}"
     told = {(row.method, row.measure): row for row in run.measures}
     for row in rc.explain(str(trained), "digits", **options, method="saliency").measures:
         assert told[row.method, row.measure].mean == pytest.approx(row.mean, abs=1e-6), row
     page = rc.compare(tmp_path / "run", tmp_path / "run", names=("one", "two"), out=tmp_path / "both").page.read_text()
     league = page.split('id="league"', 1)[1].split("</section>", 1)[0]
     assert "<caption>one</caption>" in league and "<caption>two</caption>" in league
+    assert 'scope="row">deletion</th>' in page.split('id="glossary"', 1)[1]
     with pytest.raises(UserError, match="cannot be had here"):
         rc.audit(str(trained), "digits", n=32, measures=["pointing"], **quick, quiet=True)

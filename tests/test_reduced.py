@@ -20,6 +20,7 @@ from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
+from robustcv.evaluation.reliability import probe
 from robustcv.evaluation.worst_case import worst_case
 from robustcv.reduced import Reduced, reduced
 
@@ -149,3 +150,35 @@ def test_a_run_in_bfloat16_holds_when_it_is_replayed(trained: Path, tmp_path: Pa
     assert abs(found[0] - found[1]) <= 2 and "judged in float32" in half.page.read_text()
     with pytest.raises(UserError, match="no precision called 'fp8'"):
         rc.audit(str(trained), "digits", precision="fp8", **options)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "unseen"),
+    [("linf", 0.5 / 255, True), ("linf", 1 / 255, False), ("l2", 0.05, True), ("l2", 0.5, False), ("l0", 3, False)],
+)
+def test_changes_below_the_step_of_bfloat16_are_sought_in_float32(norm, eps, unseen) -> None:
+    model, images = honest_models.trained(conv, seed=3), patches(80, 5)
+    plan = [Planned("apgd", ATTACKS["apgd"], {"steps": 5})]
+    if norm == "l0":
+        plan = [Planned("fmn", ATTACKS["fmn"], {"steps": 5})]
+    runtime.forget_notes()
+    with frozen(model):
+        job = job_for(model, images, norm=norm)
+        plain = worst_case(job, plan, eps=eps)
+        half = worst_case(replace(job, reduced=Reduced(model)), plan, eps=eps)
+    assert any("bfloat16 cannot tell" in note for note in runtime.notes()) == unseen
+    if unseen:
+        assert torch.equal(half.broken_at, plain.broken_at)
+
+
+def test_checks_for_masked_gradients_are_made_in_float32() -> None:
+    model, images = honest_models.trained(conv, seed=3), patches(80, 5)
+    asked = []
+    with frozen(model):
+        half = Reduced(model)
+        half.register_forward_pre_hook(lambda *_: asked.append(1))
+        job = replace(job_for(model, images), reduced=half)
+        outcome = worst_case(job, plan_for("quick", "linf"), eps=4 / 255)
+        during = len(asked)
+        probe(job, outcome, plan_for("quick", "linf"))
+    assert 0 < during == len(asked)

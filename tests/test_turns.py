@@ -11,14 +11,14 @@ from robustcv.report.turns import after_each
 from robustcv.stats import wilson
 
 
-def made(broken: dict[float, list[tuple[str, int, int]]], worst: dict[float, int], **more) -> records.Record:
-    """Make a record of 100 images, 90 of them right when clean: of each eps its attacks, attempted and broken."""
+def made(plan: dict[float, list[tuple[str, int, int, int]]], worst: dict[float, int], **more) -> records.Record:
+    """Make a record of 100 images, 90 of them right when clean: of each eps its attacks, attempted, broken, carried."""
     record = make_record(100, ("a", "b"), 90, 40)
-    known = {"options": {}, "norm": "linf", "forward": 1, "backward": 1, "seconds": 0.1, "reason": "plan"}
+    known = {"options": {}, "norm": "linf", "forward": 1, "backward": 1, "seconds": 0.1, "reason": "plan"} | more
     attacks = tuple(
-        records.AttackResult(**known | more, name=name, eps=eps, attempted=attempted, broken=fell)
-        for eps, plan in broken.items()
-        for name, attempted, fell in plan
+        records.AttackResult(**known, name=name, eps=eps, attempted=attempted, broken=fell, carried=carried)
+        for eps, attacks in plan.items()
+        for name, attempted, fell, carried in attacks
     )
     robust = tuple(
         records.Metric(name="robust_accuracy", n=100, count=count, eps=eps, norm="linf", bound="upper")
@@ -28,53 +28,55 @@ def made(broken: dict[float, list[tuple[str, int, int]]], worst: dict[float, int
 
 
 PLAN = {
-    1.0: [("a", 45, 15), ("b", 30, 10)],  # 50 fell at 2; of 5 the change was small enough for 1
-    2.0: [("a", 90, 30), ("b", 60, 20)],
-    4.0: [("a", 40, 10), ("b", 30, 5)],
+    1.0: [("a", 45, 15, 2), ("b", 30, 10, 3)],  # 50 fell at 2; the change of 5 of them was small enough for 1
+    2.0: [("a", 90, 30, 0), ("b", 60, 20, 0)],
+    4.0: [("a", 40, 10, 0), ("b", 30, 5, 0)],
 }
+WORST = {1.0: 60, 2.0: 40, 4.0: 25}
 
 
-def test_a_line_tells_what_stood_after_an_attack_at_every_eps() -> None:
-    record = made(PLAN, {1.0: 60, 2.0: 40, 4.0: 25})
-    lines = after_each(record)
+def test_a_line_tells_what_stood_after_an_attack_up_to_the_headline() -> None:
+    lines = after_each(made(PLAN, WORST))
     assert list(lines) == ["after a"]  # what stood after b is the worst case
-    assert [(each.eps, each.count) for each in lines["after a"]] == [(None, 90), (1.0, 70), (2.0, 60), (4.0, 30)]
+    # at 1: 40 stand at 2, 45 were tried and 5 carried; a broke 15 and carried 2. At 4, those that fell at 2 met no a
+    assert [(each.eps, each.count) for each in lines["after a"]] == [(None, 90), (1.0, 73), (2.0, 60)]
     for each in lines["after a"][1:]:
         assert (each.low, each.high) == wilson(each.count, 100)
 
 
 def test_what_broke_more_than_the_plan_makes_its_last_attack_a_line_too() -> None:
-    record = made(PLAN, {1.0: 60, 2.0: 38, 4.0: 25})  # another seed, or an escalation
-    assert [each.count for each in after_each(record)["after b"]] == [90, 60, 40, 25]
+    lines = after_each(made(PLAN, WORST | {2.0: 38}))  # another seed, or an escalation
+    assert [each.count for each in lines["after b"]] == [90, 60, 40]
 
 
-def test_an_attack_that_broke_nothing_has_no_line_and_a_withdrawn_failure_lowers_none() -> None:
-    idle = {2.0: [("a", 90, 30), ("idle", 60, 0), ("b", 60, 20)]}
+def test_an_attack_that_broke_nothing_has_no_line_and_no_line_lies_below_the_worst_case() -> None:
+    idle = {2.0: [("idle", 90, 0, 0), ("a", 90, 30, 0), ("idle", 60, 0, 0), ("b", 60, 20, 0)]}
     assert list(after_each(made(idle, {2.0: 40}))) == ["after a"]
-    assert [each.count for each in after_each(made(idle, {2.0: 62})).get("after a", [])] == []
-    twice = {2.0: [("a", 90, 30), ("a", 60, 10), ("b", 50, 10)]}
+    for line in after_each(made(idle, {2.0: 41})).values():  # one withdrawn
+        assert all(each.count >= 41 for each in line)
+
+
+def test_an_attack_that_is_planned_twice_is_told_apart() -> None:
+    twice = {2.0: [("a", 90, 30, 0), ("a", 60, 10, 0), ("b", 50, 10, 0)]}
     assert list(after_each(made(twice, {2.0: 40}))) == ["after a", "after a (2)"]
+    skipped = {2.0: [("a", 90, 0, 0), ("a", 90, 40, 0), ("b", 50, 10, 0)]}
+    assert list(after_each(made(skipped, {2.0: 40}))) == ["after a (2)"]
 
 
 def test_attacks_that_were_run_for_another_reason_have_no_line() -> None:
-    assert after_each(made(PLAN, {1.0: 60, 2.0: 40, 4.0: 25}, reason="escalation")) == {}
-    interrupted = made(PLAN, {1.0: 60, 2.0: 40, 4.0: 25}).model_copy(update={"verdict": "INCOMPLETE"})
-    assert after_each(interrupted) == {}
+    assert after_each(made(PLAN, WORST, reason="escalation")) == {}
+    assert after_each(made(PLAN, WORST).model_copy(update={"verdict": "INCOMPLETE"})) == {}
 
 
-def test_the_lines_of_an_audit_are_what_audits_of_the_shorter_plans_find(trained: Path) -> None:
-    options = {"n": 60, "eps": "12/255", "explain": (), "cases": 0, "quiet": True}
-    plan = ["fgsm", "mi-fgsm", "apgd"]
+@pytest.mark.parametrize("plan", [("noise", "fmn"), ("fgsm", "mi-fgsm")])
+def test_the_lines_of_an_audit_are_what_audits_of_the_shorter_plans_find(trained: Path, plan) -> None:
+    options = {"n": 60, "eps": "16/255", "explain": (), "cases": 0, "quiet": True}
     whole = rc.audit(str(trained), "digits", attacks=plan, **options).record
-    lines = after_each(whole)
-    assert lines, "each attack breaks more than the one before it"
-    for k in (1, 2):
-        part = rc.audit(str(trained), "digits", attacks=plan[:k], **{**options, "sweep": False}).record
-        found = part.metric("robust_accuracy", attack=None).count
-        line = lines.get(f"after {plan[k - 1]}")
-        told = whole.metric("robust_accuracy", eps=whole.headline_eps, attack=None) if line is None else next(
-            each for each in line if each.eps == whole.headline_eps
-        )  # fmt: skip
-        assert told.count == pytest.approx(found)
-    for line in lines.values():
-        assert all(each.count >= whole.metric("robust_accuracy", eps=each.eps, attack=None).count for each in line[1:])
+    part = rc.audit(str(trained), "digits", attacks=plan[:1], **options).record
+    line = after_each(whole)[f"after {plan[0]}"]
+    assert [each.eps for each in line[1:]] == [4 / 255, 8 / 255, 16 / 255]
+    for each in line[1:]:
+        alone = part.metric("robust_accuracy", eps=each.eps, attack=None)
+        assert abs(each.count - alone.count) <= (0 if each.eps == whole.headline_eps else 1)
+    counts = [each.count for each in line]
+    assert counts == sorted(counts, reverse=True)

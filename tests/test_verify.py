@@ -312,3 +312,13 @@ def test_rounding_is_undone_by_attacking_on_the_grid() -> None:
     for row in settled.exact.nonzero().squeeze(1).tolist():
         candidate = settled.outcome.candidate(row, eps) * 255
         assert (candidate - candidate.round()).abs().max() < 1e-4
+
+
+def test_an_archive_that_unpacks_to_too_much_is_not_read(audited: Path, tmp_path: Path, monkeypatch) -> None:
+    from robustcv.verbs import failures as module
+
+    copy = shutil.copytree(audited, tmp_path / "run")
+    monkeypatch.setattr(module, "LARGEST_FILE", 10)
+    files = {"evidence/broken.zip": (copy / "evidence" / "broken.zip").read_bytes()}
+    found = module.failures_of({"cases.jsonl": (copy / "cases.jsonl").read_bytes()})
+    assert found and all(replay.attacked is None for replay in module.replays(files, found))

@@ -46,5 +46,5 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--out", type=Path, default=Path("reports/screenshots"))
     arguments = parser.parse_args()
     for each in arguments.pages:
-        place = arguments.out / each.resolve().parent.name
+        place = arguments.out / (each.resolve().parent.name if each.name == "report.html" else each.stem)
         print(f"{place}: {shoot(each, place)} pictures")

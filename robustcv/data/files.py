@@ -374,6 +374,6 @@ def _content_key(files: list[ImageFile], split: str, resize: int | None, classes
     """Hash the names and bytes of the files of one split."""
     digest = hashlib.blake2b(f"folder 3:{split}:{resize}:{classes}".encode(), digest_size=16)
     for file in files:
-        digest.update(f"{file.class_name}/{Path(file.name).name}".encode())
+        digest.update(f"{file.class_name}/{Path(file.name).name}".encode(errors="surrogateescape"))
         digest.update(hashlib.blake2b(file.read(), digest_size=16).digest())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Single image files, without labels."""
 
+import errno
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ def loose_images(paths: Sequence[str], resize: int | None, channels: int | None)
                     )
                 read.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (*TORN, SyntaxError) as error:
-            what = f"{path} does not exist" if not Path(path).exists() else f"{path} cannot be read as an image"
+            absent = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+            what = f"{path} does not exist" if absent else f"{path} cannot be read as an image"
             raise UserError("RCV-E105", what, first_line(error, 120), "check --images") from error
     if resize is not None:
         read = [ImageOps.fit(picture, (resize, resize), Image.Resampling.BILINEAR) for picture in read]

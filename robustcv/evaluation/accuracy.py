@@ -101,7 +101,7 @@ def calibration(
         bins.append(
             CalibrationBin(low=k / BINS, high=(k + 1) / BINS, n=n, correct=int(correct[inside].sum()), confidence=mean)
         )
-    method = "bootstrap over images, 1,000 resamples, shifted by its bias"
+    method = f"bootstrap over images, 1,000 resamples with seed {seed}, shifted by its bias"
     named = {"name": "calibration_error", **fields}
     metric = Metric(n=len(correct), value=error, low=max(0, low), high=high, method=method, **named)
     return metric, tuple(bins)

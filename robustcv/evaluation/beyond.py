@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from robustcv import draws, processes, stats
+from robustcv import draws, processes, runtime, stats
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
 from robustcv.attacks.patch import apply_patch, train_patch
 from robustcv.attacks.spatial import spatial
@@ -54,7 +54,7 @@ def corruption_errors(
         value=float(errors.mean()),
         low=low,
         high=high,
-        method="bootstrap over images, 1,000 resamples",
+        method=f"bootstrap over images, 1,000 resamples with seed {job.seed}",
     )
     share = metric.model_copy(
         update={"name": "corruption_accuracy", "value": 1 - float(errors.mean()), "low": 1 - high, "high": 1 - low}
@@ -89,9 +89,13 @@ def _right_after(job: Job, classifier: nn.Module, change: Callable[..., Tensor],
 
     def judge(rows: Tensor) -> Tensor:
         batch, labels = next(job.images.take(rows).batches(len(rows)))
-        with torch.no_grad():
-            logits = classifier(change(batch.to(job.device), seeds=seeds[rows].to(job.device)))
-        return right(logits.cpu(), labels)
+
+        def answer(some: slice) -> Tensor:
+            with torch.no_grad():
+                logits = classifier(change(batch[some].to(job.device), seeds=seeds[rows[some]].to(job.device)))
+            return right(logits.cpu(), labels[some])
+
+        return torch.cat(runtime.in_chunks(answer, len(rows), len(rows)))
 
     return torch.cat(processes.shared(torch.arange(len(job.images)).split(job.batch_size), judge))
 
@@ -104,7 +108,10 @@ def spatial_threat(
     correct = job.predictions.correct.clone()
     rows = correct.nonzero().squeeze(1)
     forward = backward = 0
-    for batch in rows.split(job.batch_size):
+
+    def attack(part: slice) -> None:
+        nonlocal forward, backward
+        batch = rows[part]
         chosen = job.images.take(batch)
         clean, labels = next(chosen.batches(len(batch)))
         clean, labels = clean.to(job.device), labels.to(job.device)
@@ -122,6 +129,8 @@ def spatial_threat(
         forward += int(tracked.forwards.sum()) + len(batch) * job.samples
         backward += int(tracked.backwards.sum())
         advance(len(batch))
+
+    runtime.in_chunks(attack, len(rows), job.batch_size)
     metric = proportion("spatial_accuracy", correct, bound="upper", attack="spatial")
     threat = OtherThreat(
         name="spatial",
@@ -157,7 +166,7 @@ def patch_threat(
     patch = train_patch(counted, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
     placed = {name: options[name] for name in PLACED if name in options}
     stands, covered = (
-        _right_after(job, counted, functools.partial(apply_patch, patch=sticker, **placed), "patch places")
+        _right_after(job, job.classifier, functools.partial(apply_patch, patch=sticker, **placed), "patch places")
         for sticker in (patch, torch.full_like(patch, 0.5))
     )
     advance(len(stands))
@@ -169,7 +178,7 @@ def patch_threat(
         broken=int((correct & ~stands).sum()),
         control_broken=int((correct & ~covered).sum()),
         control="the same places under a grey patch",
-        forward=counted.forwards,
+        forward=counted.forwards + 2 * len(stands) * job.samples,  # of all processes, which share the judging
         backward=counted.backwards,
         seconds=time.monotonic() - started,
         file="evidence/patch.png",

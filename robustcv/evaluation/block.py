@@ -1,5 +1,6 @@
 """One attack on one block of images: packed into batches, judged, checked again by the plain classifier, saved."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -132,12 +133,25 @@ def _rank(job: Job, rows: Tensor) -> Tensor:
         return wrong_classes(torch.cat(logits), labels)
 
 
-def _asked(job: Job, planned: Planned, labels: Tensor) -> tuple[nn.Module, Confirm | None]:
+def _asked(job: Job, planned: Planned, labels: Tensor, eps: float) -> tuple[nn.Module, Confirm | None]:
     """Give what an attack asks, and what confirms its successes where that is only nearly the classifier."""
     by_library = planned.name.startswith("foolbox-")  # which asks unseen: what is denied could not be asked again
     if job.reduced is None or planned.name in GRADIENT_FREE or by_library:
         return job.fast or job.classifier, None
+    if unseen_in_bfloat16(job.norm, eps, math.prod(job.images.shape)):
+        runtime.note("bfloat16 cannot tell changes as small as the smallest eps from none; attacks there use float32")
+        return job.fast or job.classifier, None
     return job.reduced, lambda candidates, rows: ~right(job.classifier(candidates), labels[rows])
+
+
+def unseen_in_bfloat16(norm: str, eps: float, values: int) -> bool:
+    """Tell whether a change of this size, over all values alike, is below the step of bfloat16 near 1, which is 2^-8.
+
+    Gradients at rounded images are those of another image, and successes between two steps are not seen. An L1 change
+    gathers on few values, an L0 change is large on each.
+    """
+    per_value = {"linf": eps, "l2": 2 * eps / math.sqrt(values), "l1": eps / 64}.get(norm, 1.0)
+    return per_value < 2**-8
 
 
 def _attack_batch(
@@ -154,7 +168,7 @@ def _attack_batch(
     clean, labels = next(chosen.batches(len(rows)))
     clean, labels = clean.to(job.device), labels.to(job.device)
     ball = NORMS[job.norm]
-    asked, confirm = _asked(job, planned, labels)
+    asked, confirm = _asked(job, planned, labels, eps)
     judge = make_judge(clean, labels, ball, eps)
     tracked = Tracked(asked, clean, judge, eight_bit=job.eight_bit, confirm=confirm)
     seeds = draws.image_seeds(job.seed, chosen.hashes, f"{purpose}-{job.norm}-{eps:.6g}").to(job.device)

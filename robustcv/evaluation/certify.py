@@ -190,7 +190,10 @@ def _outvoted(
     counted = Counted(job.classifier)
     broken = torch.zeros(len(chosen), dtype=torch.bool)
     votes = {name: given[name] for name in ("sigma", "samples", "alpha")}
-    for rows in open_.nonzero().squeeze(1).split(16):
+    every = open_.nonzero().squeeze(1)
+
+    def attack(part: slice) -> None:
+        rows = every[part]
         some = chosen.take(rows)
         batch, labels = next(some.batches(len(rows)))
         batch, labels = batch.to(job.device), labels.to(job.device)
@@ -200,6 +203,8 @@ def _outvoted(
         if not job.black_box:
             attacked = smoothed_pgd(counted, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
             broken[rows] |= outvoted(counted, attacked, labels, seeds=seeds, **votes)
+
+    in_chunks(attack, len(every), 16)
     passes = np.array([counted.forwards, counted.backwards])
     job.state.save_arrays(key, {"broken": broken.numpy(), "passes": passes})
     return broken, passes

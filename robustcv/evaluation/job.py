@@ -33,6 +33,11 @@ class Planned:
     reach: float = 0.0
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """The options as the record tells them."""
+        return {**self.options, **({"reach": self.reach} if self.reach else {})}
+
+    @property
     def weight(self) -> int:
         """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
         known = inspect.signature(self.attack).parameters

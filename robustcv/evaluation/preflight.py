@@ -30,8 +30,12 @@ def require_some_right(predictions: Predictions) -> None:
     Raises
     ------
     UserError
-        If no image is right.
+        If no image is right, or there is but one class.
     """
+    if predictions.logits.shape[1] < 2:
+        raise UserError(
+            "RCV-E119", "the model knows one class", "its answer could never be wrong", "audit a model of two or more"
+        )
     if not predictions.correct.any():
         found = better_order(predictions)
         why = "there is nothing for an attack to break; labels or preprocessing are probably wrong"
@@ -114,16 +118,7 @@ def preflight(
 
 
 def _bearable(check: Callable[[Tensor, Tensor], Check], batch: Tensor, labels: Tensor) -> Check:
-    """Run a check that takes gradients on as many of the images as memory suffices for."""
-    rows = len(batch)
-    while True:
-        try:
-            return check(batch[:rows], labels[:rows])
-        except RuntimeError as error:
-            if rows == 1 or not runtime.out_of_memory(error):
-                raise
-        rows //= 2  # outside the except clause, which holds on to the memory of what failed
-        runtime.note(f"memory did not suffice for a check; it looks at {rows} images")
+    return runtime.on_fewer(lambda n: check(batch[:n], labels[:n]), len(batch))
 
 
 def _spread(n: int, wanted: int) -> Tensor:

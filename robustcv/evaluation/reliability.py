@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from robustcv import draws, stopping
+from robustcv import draws, runtime, stopping
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.losses import margin
 from robustcv.evaluation import slopes
@@ -45,12 +45,13 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
     every pixel may become grey. Thresholds come from the models in the tests and from the validation split of the
     benchmarks' models, never from images a figure is computed on.
     """
+    job = replace(job, reduced=None)  # precision must raise no alarm
     units = SHARE * sum(result.forward + 2 * result.backward for result in outcome.results)
     right = job.predictions.correct
     sample = _some(job, right, units * 0.3 / slopes.UNITS, "gradients").nonzero().squeeze(1)
     flags: list[Check] = []
     if len(sample):
-        flags += slopes.slope_flags(job, sample, outcome.headline)
+        flags += runtime.on_fewer(lambda n: slopes.slope_flags(job, sample[:n], outcome.headline), len(sample))
     else:
         names = ("zero gradient", "gradient agreement", "unstable predictions")
         flags += [_not_run(name, "no image is right") for name in names]
@@ -174,7 +175,6 @@ def _rescaled(
     if is_minimum_norm(planned.attack):
         return _not_run(name, "the plan begins with a minimum-norm attack"), ()
     fast = job.fast or job.classifier
-    job = replace(job, reduced=None)  # precision must not tell the two apart
     small = replace(job, fast=_Rescaled(fast, 1 / max(gap, 1e-12)).eval())
     tried = tuple(
         _attack_some(each, outcome.headline, sample, tag, planned)
@@ -233,9 +233,12 @@ def _way(job: Job, rows: Tensor, best: Tensor) -> Tensor:
     labels = job.predictions.labels[rows]
 
     def gap(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = job.classifier(images.to(job.device)).double().cpu()
-        return -margin(logits, labels, None)
+        def ask(some: slice) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = job.classifier(images[some].to(job.device)).double().cpu()
+            return logits
+
+        return -margin(torch.cat(runtime.in_chunks(ask, len(images), len(images))), labels, None)
 
     clean = gap(next(job.images.take(rows).batches(len(rows)))[0])
     return (clean - gap(best)) / clean.clamp_min(1e-12)

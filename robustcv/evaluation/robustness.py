@@ -80,7 +80,7 @@ def over_seeds(
 
 
 def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Certified | Replayable], clean: int) -> Passes:
-    """Add up forward and backward passes: attacks, checks, other threats, and those on clean or corrupted images."""
+    """Add up forward and backward passes: attacks, checks, other threats, proofs, and those on unattacked images."""
     forward = sum(each.forward for each in outcome.results) + sum(each.forward for each in others)
     backward = sum(each.backward for each in outcome.results) + sum(each.backward for each in others)
     return Passes(forward=forward + clean, backward=backward)

@@ -128,6 +128,10 @@ def worst_case(
         standing.closest = torch.ones_like(standing.closest)
         rows = rows[standing.broken_at[rows] != each]
         results[each], found = _at_eps(job, plan, standing, each, rows, reason, tag)
+        carried = standing.broken_by[fits].bincount(minlength=len(plan)).tolist()
+        results[each] = [
+            result.model_copy(update={"carried": count}) for result, count in zip(results[each], carried, strict=True)
+        ]
         candidates[each] = _with(found, candidates.get(wanted), fits)
     return WorstCase(
         norm=job.norm,
@@ -288,7 +292,7 @@ class _Total:
         """Make the record."""
         return AttackResult(
             name=self.planned.name,
-            options={**self.planned.options, **({"reach": self.planned.reach} if self.planned.reach else {})},
+            options=self.planned.recorded,
             norm=self.norm,
             eps=self.eps,
             attempted=self.attempted,

@@ -193,6 +193,13 @@ def notebook(record: Record, files: Mapping[str, bytes]) -> str:
     return f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" style="{style}"></iframe>'
 
 
+def _code(text: str) -> Any:
+    """Set what stands between backticks as code; all of it is escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(shown(text)))))
+
+
 @cache
 def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -205,4 +212,5 @@ def _template() -> Any:
         lstrip_blocks=True,
         finalize=shown,
     )
+    environment.filters["code"] = _code
     return environment.get_template("page.html.j2")

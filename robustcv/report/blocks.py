@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Cell:
     value: float | None = None
     told: Told | None = None
     pictures: tuple[Picture, ...] = ()
+    code: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bullet:
-    """One line of a list, with the rule that wrote it and the section it points to."""
+    """One line of a list, with the rule that wrote it, how much it weighs, and the section it points to."""
 
     text: str
     rule: str = ""
     link: str = ""
+    severity: Literal["", "high", "medium", "low"] = ""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Cases, each a card that opens enlarged."""
+    """Cases, each a card that opens enlarged; ``scale`` tells what the ends of the colours of heat maps stand for."""
 
     items: tuple[Item, ...]
     pixelated: bool = True
     columns: int = 5
+    scale: str = ""
     kind: str = "gallery"
 
     def filters(self) -> dict[str, tuple[str, ...]]:

@@ -23,6 +23,7 @@ _AXIS = {
     "labelFontSize": 12,
     "titleFontSize": 12,
     "titleFontWeight": "normal",
+    "titlePadding": 8,
     "labelFont": _FONT,
     "titleFont": _FONT,
 }
@@ -104,7 +105,7 @@ def robustness_curve(
     title = "accuracy under attack"
     share = alt.Y("share:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%"))
     bold = base.transform_filter("!datum.thin")
-    band = bold.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    band = bold.mark_area(opacity=0.16, aria=False).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     dashes = alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
     shapes = alt.Shape("series:N", scale=shape, sort=names, legend=None)
     line = bold.mark_line(strokeWidth=2.5).encode(y=share, strokeDash=dashes)
@@ -286,7 +287,7 @@ def stability(rows: list[Row], *, x_title: str, label: str) -> str:
     point = base.mark_point(filled=True, size=40, opacity=1).encode(
         y=y, shape=alt.Shape("series:N", scale=shape, sort=names, legend=None)
     )
-    bar = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    bar = base.mark_rule(opacity=0.5, aria=False).encode(y="low:Q", y2="high:Q")
     columns = min(3, len(methods))
     panel = alt.layer(bar, line, point).properties(width=540 // columns, height=180)
     drawn = panel.facet(

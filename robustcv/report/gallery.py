@@ -13,6 +13,7 @@ from robustcv.report import images, numbers
 from robustcv.report.blocks import Gallery, Item, Picture, Strip
 from robustcv.report.text import shown
 
+_SCALE = "in units of the logit; s is told with each map"
 Files = Mapping[str, bytes]
 Pixels = NDArray[np.float32]
 
@@ -36,7 +37,7 @@ def case_gallery(record: Record, files: Files) -> tuple[Gallery, str]:
     scale = "on one scale per image and method (blue against the class named, orange for it)"
     subtitle = f"{shown}, {scale} · chosen: {counts}{preview}"
     columns = max((len(strip.pictures) for item in items for strip in item.strips), default=1)
-    return Gallery(tuple(items), pixelated=small, columns=columns), subtitle
+    return Gallery(tuple(items), pixelated=small, columns=columns, scale=_SCALE if maps else ""), subtitle
 
 
 def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
@@ -63,6 +64,8 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
             size = max(exact[f"{at:03d}-clean"].shape[1:])
         first, second = sides[0].cases[number], sides[1].cases[places[1][image]]
         tags = {"class": _name(data, first.label), "outcome": f"{first.outcome} → {second.outcome}"}
+        fell = next((case for case in (second, first) if case.outcome == "broken" and case.attack), None)
+        tags |= {"attack": fell.attack} if fell is not None and fell.attack is not None else {}
         items.append(Item(_title(first, data), tuple(strips), f"image {first.index} · chosen: {first.selection}", tags))
     subtitle = (
         "clean · attacked · change, amplified · heat maps before and after, one scale per row (blue against the class "
@@ -77,7 +80,9 @@ def paired_gallery(comparison: Comparison, files: Files) -> tuple[Gallery, str]:
     if others:
         counts = " and ".join(f"{sum(each.moved == word for _, each in others)} {word}" for word in ("won", "lost"))
         subtitle += f"; then {counts} of the others, drawn by their hashes"
-    return Gallery(tuple(items), pixelated=size <= images.LOSSLESS_UP_TO), subtitle
+    explained = any(case.heatmaps for side in sides for case in side.cases)
+    small = size <= images.LOSSLESS_UP_TO
+    return Gallery(tuple(items), pixelated=small, scale=_SCALE if explained else ""), subtitle
 
 
 def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, attacked: Pixels) -> Item:
@@ -101,7 +106,7 @@ def _moved_item(each: Moved, comparison: Comparison, data: Data, clean: Pixels, 
     )
     strip = Strip(pictures, f"{fell.name}: broken by {each.attack} at {where}; {stood.name} stood")
     outcomes = "broken → survived" if each.moved == "won" else "survived → broken"
-    tags = {"class": true, "outcome": outcomes}
+    tags = {"class": true, "outcome": outcomes, "attack": each.attack}
     meta = f"image {each.index} · one of those {each.moved}, drawn by its hash"
     return Item(f"Image {each.index}, true class {true}", (strip,), meta, tags)
 
@@ -217,12 +222,13 @@ def _strips(
     others: list[Picture] = []
     for place, method in enumerate(methods):
         refs = [ref for ref in case.heatmaps if ref.method == method]
-        coloured, _ = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
+        coloured, scale = images.heatmap_pair([np.asarray(maps[ref.file]) for ref in refs])
         for ref, picture in zip(refs, coloured, strict=True):
             panel = _heatmap_panel(
                 ref,
                 picture,
                 _name(data, ref.target),
+                scale,
                 first=place == 0 and (attacked or len(methods) == 1),
                 alone=not attacked and len(methods) > 1,
             )
@@ -242,7 +248,9 @@ def _neighbour(near: Neighbour, files: Files) -> Picture:
     return Picture(images.data_uri(images.decode(files[near.file])), alt, f"{near.distance:.3f}", near.label)
 
 
-def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, first: bool, alone: bool) -> Picture:
+def _heatmap_panel(
+    ref: HeatmapRef, picture: NDArray[np.uint8], target: str, scale: float, *, first: bool, alone: bool
+) -> Picture:
     """Make the panel of one heat map: method, image, class explained and error, in alt text and caption."""
     method = ref.method.replace("_", " ")
     gap = "" if ref.gap is None else f", completeness gap {100 * ref.gap:.1f} %"
@@ -258,5 +266,7 @@ def _heatmap_panel(ref: HeatmapRef, picture: NDArray[np.uint8], target: str, *, 
         caption += f" · error {100 * ref.error:.{0 if ref.error > 0.095 else 1}f} %"
     if not first and ref.image == "adversarial":
         caption += ", attacked"
-    alt = f"{method} heat map of the {ref.image} image for class {target}{error}{gap}"
+    else:
+        caption += f" · ±{scale:.2g}"
+    alt = f"{method} heat map of the {ref.image} image for class {target}, from −{scale:.2g} to {scale:.2g}{error}{gap}"
     return Picture(images.data_uri(picture), alt, caption)

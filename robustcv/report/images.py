@@ -57,7 +57,7 @@ def perturbation(clean: NDArray[np.float32], attacked: NDArray[np.float32]) -> t
 
     Gives the picture ``h w 3``, a sample of the pixels where it is large, and the factor.
     """
-    change = np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float)
+    change = (np.asarray(attacked, dtype=float) - np.asarray(clean, dtype=float))[:3]  # a fourth channel is opacity
     largest = float(np.abs(change).max())
     factor = max(1, int(0.5 / largest + 1e-4)) if largest > 0 else 1
     return _sampled(plain(np.clip(0.5 + factor * change, 0, 1))), factor

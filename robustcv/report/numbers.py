@@ -17,7 +17,7 @@ def percent(metric: Metric | None) -> str:
         return "not run"
     if metric.count is not None:
         return share(metric.count / metric.n, metric.n)
-    return "not run" if metric.value is None else f"{100 * metric.value:.1f}{NBSP}%"
+    return "not run" if metric.value is None else share(metric.value, metric.n)
 
 
 def interval(metric: Metric) -> str:

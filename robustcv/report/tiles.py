@@ -59,15 +59,13 @@ def _delta(pair: PairedMetric, against: str) -> dict[str, Any]:
 
 def _stability_tile(record: Record) -> Tile | None:
     """Make the tile of how far maps keep their order under attack, the prediction held; None where nobody measured."""
-    rows = [row for row in record.stability if row.change == "attack, prediction held" and "rank" in row.quantity]
+    rows = [row for row in record.stability if row.change == "attack, prediction held" and row.quantity == "spearman"]
     if not rows:
         return None
     row = max((each for each in rows if each.method == rows[0].method), key=lambda each: each.eps)
-    label = f"Stability of maps, {row.method.replace('_', ' ')}"
-    told = f"rank correlation under attack at {numbers.threat(row.eps, row.norm)}; 95{numbers.NBSP}% CI"
-    return Tile(
-        label, f"{row.mean:.2f}", f"{told} {row.low:.2f}–{row.high:.2f}; n{numbers.NBSP}={numbers.NBSP}{row.n:,}"
-    )
+    label = f"Stability of maps, {numbers.threat(row.eps, row.norm)}"
+    within = f"95{numbers.NBSP}% CI {row.low:.2f}–{row.high:.2f}; n{numbers.NBSP}={numbers.NBSP}{row.n:,}"
+    return Tile(label, f"{row.mean:.2f}", f"{within}; {row.method.replace('_', ' ')}")
 
 
 def _metric_tile(label: str, metric: Metric | None, absent: str) -> Tile:
@@ -147,7 +145,12 @@ def _tuning_tiles(tuning: Tuning) -> tuple[Tile, ...]:
     where = f"trial {best.number}; n{numbers.NBSP}={numbers.NBSP}{n:,}"
     seconds = sum(trial.seconds for trial in tuning.trials)
     return (
-        Tile("Validation accuracy", numbers.share(best.clean or 0, n), where),
+        Tile(
+            "Validation accuracy",
+            numbers.share(best.clean or 0, n),
+            where,
+            told=cells.told("validation", (best.clean or 0) * n, n),
+        ),
         Tile("Validation, attacked", robust, "by the attack of training alone" if best.robust is not None else ""),
         Tile("Trials", f"{len(done):,}", f"finished, of {len(tuning.trials):,}"),
         Tile("Time", numbers.duration(seconds), "of all trials"),

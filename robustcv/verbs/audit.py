@@ -36,13 +36,13 @@ from robustcv.folding import folded
 from robustcv.models import load as load_classifier
 from robustcv.reduced import reduced
 from robustcv.runtime import Progress
-from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images
+from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images, require_colours
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases
 from robustcv.verbs.evidence import evidence_of, flows_of
 from robustcv.verbs.explained import require_masks
-from robustcv.verbs.followed import Followed, follow, measures_of
-from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
-from robustcv.verbs.pairing import Saved, hashes_and_labels, pairs_with, require_same_images
+from robustcv.verbs.followed import Followed, follow, measures_of, require_maps
+from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_alike, require_baseline
+from robustcv.verbs.pairing import Saved, attacked_alike, hashes_and_labels, pairs_with, require_same_images
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -88,6 +88,7 @@ def audit(
     methods_known = {**ATTACKS, **EXPLAINERS, **CERTIFICATES, "spatial": spatial, "patch": train_patch}
     method_options = parse_options(options["set"], methods_known)
     methods, measures = methods_of(options["explain"]), measures_of(options["measures"])
+    require_maps(methods, measures, options["also"])
     gating: dict[str, Any] = {"norm": options["norm"], "asked": given, "tried": sweep, "also": options["also"]}
     bars = parse_gates(options["fail_under"], **gating) + parse_gates(options["max_drop"], kind="drop", **gating)
     baseline = None if options["baseline"] is None else Saved.read(Path(options["baseline"]))
@@ -120,9 +121,12 @@ def audit(
             "rounded to 8 bits even a clean one would change, so no success could be told from rounding",
             "leave --eight-bit out, or give 8-bit images",
         )
+    alike = baseline is not None and attacked_alike(baseline.record, options, plan, headline)
     if baseline is not None:
         require_same_images(baseline, hashes_and_labels(chosen))
+        require_alike(bars, baseline, alike=alike)
     require_masks(measures, chosen)
+    require_colours(chosen.shape[0], options["also"])
     patch_images = patch_training_images(images, options, loaded, device, progress)
     described = describe_model(loaded)
     state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))
@@ -209,7 +213,8 @@ def audit(
     pairs: tuple[records.PairedMetric, ...] = ()
     if baseline is not None:
         gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
-        pairs = () if stopping.asked() else pairs_with(baseline, verdicts, options["norm"], headline)
+        eps = headline if alike else None
+        pairs = () if stopping.asked() else pairs_with(baseline, verdicts, options["norm"], eps)
     if stopping.asked():  # images that no attack has met stand for nothing
         gates = [gate.model_copy(update={"outcome": "across"}) for gate in gates]
     verdict, exit_code = conclude(gates, (*checks, *flags))
@@ -217,7 +222,7 @@ def audit(
     kept, evidence = (None, {}) if settled is None else evidence_of(chosen, settled)
     files |= evidence
     answered = len(chosen) * (1 + len(beyond.corruptions)) * options["eot"]
-    counted = (*checks, *flags, *beyond.others, *certified, *([] if settled is None else [settled]))
+    counted: list[Any] = [*checks, *flags, *beyond.others, *certified, *([] if settled is None else [settled])]
     record = records.Record(
         verb="audit",
         version=version(),
@@ -225,7 +230,7 @@ def audit(
         exit_code=exit_code,
         gates=tuple(gates),
         paired=pairs,
-        baseline=None if baseline is None else Path(baseline.name).name,
+        baseline=None if baseline is None else baseline.title,
         model=described,
         data=data,
         metrics=metrics,

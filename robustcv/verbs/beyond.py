@@ -33,6 +33,27 @@ class Beyond:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
+def require_colours(channels: int, also: Sequence[str]) -> None:
+    """Refuse images that could not be shown, or not be corrupted.
+
+    Raises
+    ------
+    UserError
+        If they have another number of channels.
+    """
+    if channels > 4:
+        raise UserError(
+            "RCV-E120", f"the images have {channels} channels", "no picture of them could be shown", "give 1, 3 or 4"
+        )
+    if "corruptions" in also and channels not in (1, 3):
+        raise UserError(
+            "RCV-E120",
+            f"--also corruptions: the images have {channels} channels",
+            "corruptions are defined for grey and for colour",
+            "leave it out",
+        )
+
+
 def measure_beyond(
     job: Job,
     options: Mapping[str, Any],

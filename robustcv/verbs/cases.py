@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import draws, records, runs
+from robustcv import draws, records, runs, runtime
 from robustcv.attacks.norms import NORMS
 from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import Predictions
@@ -85,11 +85,14 @@ def _measure(
 ) -> dict[str, Any]:
     """Predict an attacked image again, alone, and its 8-bit version; measure the change."""
     rounded = (attacked * 255).round() / 255
+    both = torch.cat([attacked, rounded])
     with torch.no_grad():
-        logits = classifier(torch.cat([attacked, rounded]).to(device)).double().cpu()
+        answers = runtime.in_chunks(lambda some: classifier(both[some].to(device)).double().cpu(), len(both), len(both))
+    logits = torch.cat(answers)
+    answer = Predictions(logits[:1], torch.tensor([label]))
     return {
-        "adversarial_prediction": int(logits[0].argmax()),
-        "adversarial_confidence": float(logits[0].softmax(0).amax()),
+        "adversarial_prediction": int(answer.classes[0]),
+        "adversarial_confidence": float(answer.confidences[0]),
         "linf": float(NORMS["linf"].distance(attacked, clean)[0]),
         "l2": float(NORMS["l2"].distance(attacked, clean)[0]),
         "l0": int(NORMS["l0"].distance(attacked, clean)[0]),
@@ -109,7 +112,7 @@ def explain_cases(
     progress: Progress,
 ) -> tuple[tuple[records.Case, ...], tuple[records.ExplainerResult, ...], dict[str, bytes]]:
     """Explain the predicted class of each clean and attacked image; gives cases, costs and files."""
-    jobs = jobs_of(drawn)
+    jobs = [job for job in jobs_of(drawn) if _answered(drawn.cases[job.case], job.kind)]
     if not jobs or not methods:
         bare, files = finished(drawn, jobs, {})
         return bare, (), files
@@ -147,6 +150,12 @@ def jobs_of(drawn: Drawn, targets: Sequence[int] | None = None) -> list[Job]:
         if attacked is not None and case.adversarial_prediction is not None:
             jobs.append(Job(k, "adversarial", attacked, case.adversarial_prediction))
     return jobs
+
+
+def _answered(case: records.Case, kind: str) -> bool:
+    """Tell whether the model answered with a number: else there is nothing to explain."""
+    sure = case.confidence if kind == "clean" else case.adversarial_confidence
+    return sure is not None and sure > 0
 
 
 def finished(

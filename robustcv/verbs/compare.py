@@ -132,6 +132,7 @@ def _side(run: Saved, name: str, prefix: str, files: dict[str, bytes]) -> record
         cost=record.cost,
         device=record.environment.device,
         cases=cases,
+        options=record.options,
     )
 
 

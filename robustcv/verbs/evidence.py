@@ -58,6 +58,7 @@ def evidence_of(images: ImageSet, found: Replayable) -> tuple[records.Evidence, 
 def flows_of(images: ImageSet, found: Replayable, eps: float) -> tuple[records.Flow, ...]:
     """Count which classes the images of each class are taken for once they are attacked, at or below eps."""
     fell = (found.outcome.broken_by >= 0) & ~found.outcome.robust(eps)
+    fell &= found.confidences > 0  # who answers with no number names no class
     pairs = Counter(zip(images.labels[fell].tolist(), found.classes[fell].tolist(), strict=True))
     return tuple(records.Flow(label=a, prediction=b, count=n) for (a, b), n in sorted(pairs.items()))
 

@@ -20,7 +20,7 @@ from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
-from robustcv.verbs.explained import Explained
+from robustcv.verbs.explained import Explained, none_of
 from robustcv.verbs.followed import measures_of
 from robustcv.verbs.prepare import (
     Clock,
@@ -81,6 +81,8 @@ def explain(
         )
         found.run(progress)
         judgements = found.judge(measures, progress) if measures else ()
+        if measures and not judgements:
+            raise none_of(measures)
         stable = found.attack(radii, options["norm"], progress) if radii else ()
         drawn = _drawn(chosen, predictions, data.selection, wanted, options["cases"], labelled=labelled)
         neighbours, near_files = _neighbours(plain, chosen, loaded, len(drawn.cases), options, device, progress)

@@ -77,17 +77,10 @@ class Explained:
         return maps
 
     def judge(self, measures: Sequence[str], progress: Progress) -> tuple[records.MeasureResult, ...]:
-        """Measure all maps, beside the controls.
-
-        Raises
-        ------
-        UserError
-            If none of the measures can be had.
-        """
-        require_masks(measures, self.images)
+        """Measure all maps, beside the controls; measures that cannot be had are left out."""
         made = self.maps
         with progress.stage("measures", len(measures) * (len(made) + len(CONTROLS))) as advance:
-            judged = judge_maps(
+            return judge_maps(
                 self.classifier,
                 self.pixels.to(self.device),
                 self.targets.to(self.device),
@@ -102,9 +95,6 @@ class Explained:
                 rows=self.batch_size,
                 advance=advance,
             )
-        if not judged:
-            raise _none_of(measures)
-        return judged
 
     def attack(self, radii: Sequence[float], norm: Any, progress: Progress) -> tuple[records.StabilityRow, ...]:
         """Follow the maps under noise and attack."""
@@ -133,10 +123,11 @@ def require_masks(measures: Sequence[str], images: ImageSet) -> None:
         If it is so.
     """
     if measures and images.masks is None and all(MEASURES[name].needs == "masks" for name in measures):
-        raise _none_of(measures)
+        raise none_of(measures)
 
 
-def _none_of(measures: Sequence[str]) -> UserError:
+def none_of(measures: Sequence[str]) -> UserError:
+    """Make the error of measures none of which can be had."""
     return UserError(
         "RCV-E109",
         f"{', '.join(measures)} cannot be had here",

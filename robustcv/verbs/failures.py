@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustcv import runs
 from robustcv.data.files import TORN, open_image
+from robustcv.data.places import LARGEST_FILE
 from robustcv.verbs.evidence import ARCHIVE, FLOATS
 
 
@@ -69,7 +70,9 @@ def _read(archive: zipfile.ZipFile | None, floats: runs.Arrays, name: str) -> Te
     if name in floats:
         return torch.from_numpy(floats[name].copy())
     try:
-        data = archive.read(f"{name}.png") if archive is not None else b""
+        if archive is None or archive.getinfo(f"{name}.png").file_size > LARGEST_FILE:
+            return None
+        data = archive.read(f"{name}.png")
         with open_image(io.BytesIO(data)) as picture:
             pixels = np.array(picture)
     except (*TORN, SyntaxError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robustcv import records
+from robustcv import records, runtime
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.job import Job
@@ -35,7 +35,22 @@ def measures_of(given: str | Sequence[str]) -> list[str]:
     for name in names:
         if name not in MEASURES and name != "all":
             raise unknown_name("measure", name, (*MEASURES, "all"))
-    return list(MEASURES) if "all" in names else names
+    return list(MEASURES) if "all" in names else list(dict.fromkeys(names))
+
+
+def require_maps(methods: Sequence[str], measures: Sequence[str], also: Sequence[str]) -> None:
+    """Refuse to judge or to follow the maps of no method.
+
+    Raises
+    ------
+    UserError
+        If that is asked for.
+    """
+    option = "--measures" if measures else "--also maps" if "maps" in also else None
+    if option and not methods:
+        raise UserError(
+            "RCV-E109", f"{option} has no maps", "no explanation method is asked for", "--explain integrated_gradients"
+        )
 
 
 def follow(
@@ -54,7 +69,7 @@ def follow(
     UserError
         If they are to be followed, and the model gives no gradients to attack it by.
     """
-    if not methods or not (measures or radii):
+    if not (measures or radii):
         return Followed()
     if radii and is_black_box(job.classifier):
         raise UserError(
@@ -68,4 +83,6 @@ def follow(
     if measures:
         explained.run(progress)
         judged = explained.judge(measures, progress)
+        if not judged:
+            runtime.note(f"{', '.join(measures)} cannot be had here: no method promises a sum, or there are no masks")
     return Followed(judged, explained.attack(radii, job.norm, progress) if radii else ())

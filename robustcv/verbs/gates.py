@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robustcv import records, runs
+from robustcv import records, runs, runtime
 from robustcv.errors import DONE, GATE_FAILED, INCONCLUSIVE, UserError, unknown_name
 from robustcv.verbs.pairing import Saved, equal_eps, pairs_with
 from robustcv.verbs.prepare import parse_eps
@@ -141,6 +141,26 @@ def require_baseline(bars: Sequence[Bar], baseline: Saved | None, norm: str) -> 
                 "there is no robust accuracy to drop from",
                 "audit the baseline with the same --norm and --eps",
             )
+
+
+def require_alike(bars: Sequence[Bar], baseline: Saved, *, alike: bool) -> None:
+    """Refuse a gate on a drop of robust accuracy from a baseline that was attacked in another way; note it otherwise.
+
+    Raises
+    ------
+    UserError
+        If there is such a gate.
+    """
+    if alike:
+        return
+    if any(bar.kind == "drop" and bar.metric == "robust_accuracy" for bar in bars):
+        raise UserError(
+            "RCV-E085",
+            f"{baseline.name} was attacked in another way",
+            "a drop could come from the attacks",
+            "audit the baseline with the same --norm, --eps, --effort, --attacks and --set",
+        )
+    runtime.note("robust accuracy is not held against the baseline, which was attacked in another way")
 
 
 def _tried(baseline: Saved, norm: str) -> list[float]:

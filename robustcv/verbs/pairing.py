@@ -1,9 +1,11 @@
 """Two audits image by image: which rows belong together, who stands where, and the paired test."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from robustcv import records, runs, stats
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
+from robustcv.evaluation.job import Planned
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Saved:
     name: str
     record: records.Record
     files: Mapping[str, bytes]
+
+    @property
+    def title(self) -> str:
+        """The folder's own name."""
+        return Path(self.name).resolve().name or self.name
 
     @classmethod
     def read(cls, folder: Path) -> "Saved":
@@ -154,6 +162,20 @@ def threat_of(record: records.Record) -> tuple[str, float]:
 
 def plan_told(record: records.Record) -> list[str]:
     """Name the attacks that were planned and how they were judged; probes and escalations answer to what was found."""
-    how = [f"{name} {record.options.get(name)}" for name in ("eight_bit", "eot")]
-    how.append(f"precision {record.options.get('precision', 'float32')}")  # audits of before had no other
-    return [*how, *sorted({f"{each.name} {each.options}" for each in record.attacks if each.reason == "plan"})]
+    planned = [(each.name, each.options) for each in record.attacks if each.reason == "plan"]
+    return _told(record.options, planned)
+
+
+def attacked_alike(
+    baseline: records.Record, options: Mapping[str, Any], plan: Sequence[Planned], headline: float
+) -> bool:
+    """Tell whether an audit with these options and this plan answers to the threat of a baseline, in the same way."""
+    norm, eps = threat_of(baseline)
+    now = _told(options, [(each.name, each.recorded) for each in plan])
+    return norm == options["norm"] and equal_eps(eps, headline) and plan_told(baseline) == now
+
+
+def _told(options: Mapping[str, Any], attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    how = [f"{name} {options.get(name)}" for name in ("eight_bit", "eot")]
+    how.append(f"precision {options.get('precision', 'float32')}")  # audits of before had no other
+    return [*how, *sorted({f"{name} {json.dumps(own, sort_keys=True)}" for name, own in attacks})]

@@ -24,6 +24,7 @@ def card(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     data = record.data
     trained = record.training
     told = f"{plain(data.name)}, {plain(data.split)}, {data.n:,} of {data.total:,} images" if data else MORE
+    trained_on = trained.options.get("data") if trained else None
     made = f"{trained.objective}, {trained.epochs[-1].epoch} epochs" if trained and trained.epochs else MORE
     body = f"""
 # {plain(summary.name_of(record))}
@@ -37,6 +38,18 @@ def card(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
 ## Intended use
 
 {MORE}
+
+## Factors
+
+{MORE}
+
+## Metrics
+
+Clean accuracy; robust accuracy as the worst case per image over the attacks named, at each eps; each with its interval.
+
+## Training data
+
+{plain(str(trained_on)) if trained_on else MORE}
 
 ## Evaluation data
 
@@ -69,8 +82,10 @@ def _results(record: Record) -> list[dict[str, Any]]:
             {"type": "accuracy", "value": metric.count / metric.n, "name": _name(record, metric), "args": args}
         )
     name = printable(record.data.name)
-    data = {"name": name, "type": name, "split": printable(record.data.split)}
-    return [{"task": {"type": "image-classification"}, "dataset": data, "metrics": metrics}] if metrics else []
+    data = {"name": name, "type": name, "split": printable(record.data.split), "revision": record.data.sha256}
+    source = {"name": f"robustcv {printable(record.version)}", "url": "report.html"}
+    task = {"type": "image-classification"}
+    return [{"task": task, "dataset": data, "metrics": metrics, "source": source}] if metrics else []
 
 
 def _name(record: Record, metric: Metric) -> str:

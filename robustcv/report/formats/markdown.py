@@ -16,7 +16,9 @@ def markdown(record: Record, files: Mapping[str, bytes]) -> dict[str, bytes]:
     lines = [f"## {summary.GLYPHS[record.verdict]} {record.verdict}", "", plain(summary.sentence(record)), ""]
     if figures := tiles(record):
         lines += ["| | | |", "| --- | ---: | --- |"]
-        lines += [f"| {plain(t.label)} | **{plain(t.value)}** {plain(t.delta)} | {plain(t.note)} |" for t in figures]
+        for t in figures:
+            moved = f" {plain(f'{t.delta} {t.delta_note}')}" if t.delta else ""
+            lines.append(f"| {plain(t.label)} | **{plain(t.value)}**{moved} | {plain(t.note)} |")
         lines.append("")
     for section in (findings(record, files), limits(record, files)):
         if section is not None:

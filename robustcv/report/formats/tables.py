@@ -57,5 +57,5 @@ def _cell(value: Any) -> Any:
         return ""
     if isinstance(value, str):
         safe = printable(value)
-        return f"'{safe}" if safe.startswith(("=", "+", "-", "@", "'")) else safe
+        return f"'{safe}" if safe.startswith(("=", "+", "-", "@", "'", "＝", "＋", "－", "＠")) else safe
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

@@ -21,6 +21,7 @@ def beyond(record: Record, files: Files) -> Section | None:
         return None
     error = record.metric("mean_corruption_error")
     parts = ["never mixed with the worst case above"]
+    parts += ["corruptions are statistical evidence (ISO/IEC TR 24029-1), the others empirical"] if error else []
     if error is not None:
         parts.append(f"mean corruption error {numbers.percent(error)} ({numbers.interval(error)})")
     return Section("beyond", "Beyond norm balls", " · ".join(parts), tuple(blocks), "Other threats")
@@ -60,8 +61,8 @@ def _corruptions(found: tuple[CorruptionRow, ...], files: Files) -> Table:
     for name in names:
         own = {each.severity: each for each in found if each.name == name}
         heat = [cells.heat("corruption_accuracy", own[k].correct, own[k].n) for k in severities]
-        mean = sum(each.correct for each in own.values()) / sum(each.n for each in own.values())
-        average = Cell(numbers.share(mean, own[severities[0]].n), number=True, value=mean)
+        mean = sum(each.correct for each in own.values()) / len(own)  # as `stats.wilson` takes sums of shares
+        average = cells.share("corruption_accuracy", mean, own[severities[0]].n)
         pictures = tuple(shown[own[k]] for k in severities if own[k] in shown)
         rows.append((Cell(name.replace("_", " ")), *heat, average, *([Cell("", pictures=pictures)] if shown else [])))
     headers = ("right under", *(f"severity {severity}" for severity in severities), "mean")

@@ -30,7 +30,9 @@ def certified(record: Record, files: Files) -> Section | None:
             blocks.append(Text(_APART))
             blocks.append(Text(_settings(rows[0])))
     contradicted = sum(row.contradictions for row in record.certified)
-    subtitle = "a proof is a lower bound, an attack an upper one: the truth lies between"
+    subtitle = (
+        "a proof is a lower bound (formal evidence, ISO/IEC TR 24029-1), an attack an upper one: the truth lies between"
+    )
     subtitle += f" · images both proved and broken: {contradicted}"
     return Section("certified", "Proved and attacked", subtitle, tuple(blocks), "Proved")
 

@@ -43,7 +43,8 @@ def explanations(record: Record, files: Files) -> Section | None:
     )
     note = (
         "relative error: estimated distance from the same method without limits on steps or samples, as a share of the "
-        "map's length · completeness gap: |sum of the map − change of the logit| as a share of that change"
+        "map's length, medians with intervals of order statistics · completeness gap: |sum of the map − change of the "
+        "logit| as a share of that change"
     )
     return Section("explanations", "Explanations", note, (Table(headers, rows),), "Explanations")
 
@@ -51,6 +52,7 @@ def explanations(record: Record, files: Files) -> Section | None:
 def _method_row(prefix: str, result: ExplainerResult, chosen: str) -> tuple[Cell, ...]:
     details = result.details
     how = [str(details[key]) for key in ("layer", "regions") if key in details]
+    how += [f"{details[key]} {key}" for key in ("steps", "samples") if key in details]
     reused = f"{result.reused:,} shared with other methods" if result.reused > 0 else ""
     return (
         Cell(f"{prefix}{named(result.method)}", " · ".join(how)),
@@ -161,7 +163,8 @@ def stability(record: Record, files: Files) -> Section | None:
     n = max(row.n for _, rows in sides for row in rows)
     norm = numbers.NORM_NAMES.get(sides[0][1][0].norm, sides[0][1][0].norm)
     subtitle = (
-        f"maps of changed images against maps of the images, for the same class · {norm} · {n:,} images · "
+        f"maps of changed images against maps of the images, for the same class · stability of relevance (ISO/IEC "
+        f"24029-2) · {norm} · {n:,} images, 95 % bootstrap intervals · "
         "prediction held: as far towards the worst case as the prediction stays · attack on the map: PGD that moves "
         "the gradient map and keeps the prediction"
     )

@@ -16,12 +16,13 @@ def findings(record: Record, files: Files) -> Section | None:
     bullets: list[Bullet] = []
     for check in record.checks:
         if check.status == "raised":
-            bullets.append(Bullet(f"{check.check}: {check.figure}. Next: {check.fix}.", "RCV-F01"))
+            bullets.append(Bullet(f"{check.check}: {check.figure}. Next: {check.fix}.", "RCV-F01", "found", "high"))
     for rule in _RULES:
         if (bullet := rule(record)) is not None:
             bullets.append(bullet)
     if not bullets:
         return None
+    bullets.sort(key=lambda each: ("high", "medium", "low").index(each.severity))
     return Section("findings", "Findings", "worst first", (Bullets(tuple(bullets)),), place="side")
 
 
@@ -29,7 +30,8 @@ def _left_out(record: Record) -> Bullet | None:
     skipped = record.data.skipped if record.data else 0
     if not skipped:
         return None
-    return Bullet(f"{skipped:,} files could not be decoded and were left out: the figures are of the others", "RCV-F08")
+    told = f"{skipped:,} files could not be decoded and were left out: the figures are of the others"
+    return Bullet(told, "RCV-F08", "reproduce", "low")
 
 
 def _weakest_class(record: Record) -> Bullet | None:
@@ -39,15 +41,17 @@ def _weakest_class(record: Record) -> Bullet | None:
         return None
     worst = min(judged, key=lambda row: ((row.robust or 0) / row.n, row.name))
     clean, robust = (numbers.share(count / worst.n, worst.n) for count in (worst.clean, worst.robust or 0))
+    within = numbers.interval_of(*stats.wilson(worst.robust or 0, worst.n), worst.n)
     who = f" ({record.comparison.b.name})" if record.comparison else ""
     told = ""
     if worst.p_value is not None and len(judged) > 1:
         apart = "" if worst.p_value < 0.05 else "not told apart from "
         told = f"; {apart}{'against ' * (not apart)}the other classes, {numbers.p_value(worst.p_value)} (Fisher, Holm)"
     return Bullet(
-        f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack, n = {worst.n}{told}",
+        f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack ({within}){told}",
         "RCV-F02",
         "classes",
+        "medium",
     )
 
 
@@ -56,8 +60,10 @@ def _one_step_flatters(record: Record) -> Bullet | None:
     worst = headline(record)
     if single is None or worst is None or single.count is None or worst.count is None or single.count == worst.count:
         return None
-    gap = (single.count - worst.count) / worst.n
-    return Bullet(f"{single.attack} alone would overstate robustness by {100 * gap:.1f} pp", "RCV-F03", "threat")
+    gap = single.count - worst.count
+    low, high = stats.wilson(gap, worst.n)
+    told = f"{single.attack} alone would overstate robustness by {100 * gap / worst.n:.1f} pp"
+    return Bullet(f"{told} ({numbers.interval_of(low, high, worst.n)})", "RCV-F03", "threat", "low")
 
 
 def _stands_at_large_eps(record: Record) -> Bullet | None:
@@ -70,9 +76,11 @@ def _stands_at_large_eps(record: Record) -> Bullet | None:
         return None
     where = numbers.threat(last.eps or 0, last.norm or "linf")
     return Bullet(
-        f"{numbers.percent(last)} still stand at {where}, more than chance: try larger eps, or distrust the attack",
+        f"{numbers.percent(last)} ({numbers.interval(last)}) still stand at {where}, more than chance: try larger eps, "
+        "or distrust the attack",
         "RCV-F04",
         "curve",
+        "high",
     )
 
 
@@ -83,7 +91,8 @@ def _overconfident(record: Record) -> Bullet | None:
         return None
     over = sum(each.confidence * each.n for each in filled) > sum(each.correct for each in filled)
     word = "over" if over else "under"
-    return Bullet(f"{word}confident: calibration error {numbers.percent(error)}", "RCV-F05", "calibration")
+    told = f"{word}confident: calibration error {numbers.percent(error)} ({numbers.interval(error)})"
+    return Bullet(told, "RCV-F05", "calibration", "medium")
 
 
 def _incomplete_maps(record: Record) -> Bullet | None:
@@ -93,6 +102,7 @@ def _incomplete_maps(record: Record) -> Bullet | None:
                 f"{result.method}: maps are off by {100 * result.median_error:.0f} % (median); use more samples",
                 "RCV-F09",
                 "explanations",
+                "medium",
             )
         gap = result.median_gap
         if gap is not None and gap > 0.05:
@@ -100,6 +110,7 @@ def _incomplete_maps(record: Record) -> Bullet | None:
                 f"{result.method}: maps miss {100 * gap:.0f} % of the logit's change (median); use more steps",
                 "RCV-F06",
                 "explanations",
+                "medium",
             )
     return None
 
@@ -108,18 +119,21 @@ def _traded(record: Record) -> Bullet | None:
     if record.comparison is None:
         return None
     clean = record.comparison.paired[0]
-    figure = f"{numbers.points(clean.difference)} ({numbers.p_value(clean.p_value)})"
+    ends = numbers.between(clean.low, clean.high)
+    figure = f"{numbers.points(clean.difference)} (95{numbers.NBSP}% CI {ends}, {numbers.p_value(clean.p_value)})"
     if clean.low <= 0 <= clean.high:
         return Bullet(
             f"Clean accuracies cannot be told apart: {figure}",
             "RCV-F07",
             "paired",
+            "low",
         )
     word = "gained" if clean.difference > 0 else "lost"
     return Bullet(
         f"Clean accuracy {word}: {figure}",
         "RCV-F07",
         "paired",
+        "low" if word == "gained" else "medium",
     )
 
 

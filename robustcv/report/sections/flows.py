@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import Record
-from robustcv.report import charts, numbers
+from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Block, Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.images import cividis
@@ -72,14 +72,14 @@ def _matrix(record: Record) -> Table:
     counts = {(flow.label, flow.prediction): flow.count for flow in record.flows}
     rows = []
     for k, row in enumerate(record.classes):
-        cells = [Cell(row.name)]
+        line = [Cell(row.name)]
         for other in range(len(names)):
             count = (row.robust or 0) if other == k else counts.get((k, other), 0)
             background, colour = cividis(count / row.clean) if row.clean else ("", "")
             link = link_to(class_=row.name, as_=names[other]) if shown[row.name, names[other]] else ""
-            cells.append(Cell(f"{count:,}", number=True, background=background, colour=colour, link=link))
-        cells.append(Cell(f"{row.n - row.clean:,}", number=True))
-        rows.append(tuple(cells))
+            line.append(Cell(f"{count:,}", number=True, background=background, colour=colour, link=link))
+        line.append(Cell(f"{row.n - row.clean:,}", number=True))
+        rows.append(tuple(line))
     return Table(("", *names, "wrong when clean"), tuple(rows), matrix=True)
 
 
@@ -89,10 +89,10 @@ def _list(record: Record) -> Table:
     shown = cases_of(record)
     for flow in largest:
         mine, other = record.classes[flow.label], record.classes[flow.prediction]
-        share = numbers.share(flow.count / mine.clean, mine.clean) if mine.clean else "not run"
+        share = cells.share("flow", flow.count, mine.clean) if mine.clean else Cell("not run", number=True)
         link = link_to(class_=mine.name, as_=other.name) if shown[mine.name, other.name] else ""
         count = Cell(f"{flow.count:,}", number=True, link=link)
-        rows.append((Cell(mine.name), Cell(other.name), count, Cell(share, number=True)))
+        rows.append((Cell(mine.name), Cell(other.name), count, share))
     headers = ("true class", "taken for", "images", "of those right when clean")
     caption = f"the {len(largest)} largest of {len(record.flows):,} flows" if len(record.flows) > len(largest) else ""
     return Table(headers, tuple(rows), caption=caption)

@@ -1,12 +1,21 @@
 """How to repeat the run, what its numbers mean, and what to do next."""
 
+import hashlib
 from collections.abc import Mapping
 
-from robustcv.records import Record
+from robustcv.records import Record, Side
 from robustcv.report import numbers
 from robustcv.report.blocks import Cell, Section, Table, Text
+from robustcv.report.sections.robustness import under_corruptions
 
 Files = Mapping[str, bytes]
+
+
+_CODE = ("command", "weights SHA-256", "images SHA-256", "evidence SHA-256")
+_SEEDED = (
+    "each random number belongs to the seed and to an image; on a GPU cuDNN is held to deterministic algorithms, and "
+    "TF32 is off"
+)
 
 
 def reproduce(record: Record, files: Files) -> Section | None:
@@ -37,10 +46,13 @@ def reproduce(record: Record, files: Files) -> Section | None:
         told += f", {kept.only_float:,} that no 8-bit image shows, as floats" if kept.only_float else ""
         told += f"; {kept.withdrawn:,} withdrawn, which the image alone did not repeat" if kept.withdrawn else ""
         identity += [("evidence", told), ("replay it", "robustcv verify, with this folder")]
+    identity += [("determinism", _SEEDED)]
+    if "evidence/SHA256SUMS" in files:
+        identity += [("evidence SHA-256", hashlib.sha256(files["evidence/SHA256SUMS"]).hexdigest())]
     identity += [("note", text) for text in environment.notes]
     if record.passes.forward:
         identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
-    facts = Table(("", ""), tuple((Cell(name), Cell(text)) for name, text in identity))
+    facts = Table(("", ""), tuple((Cell(name), Cell(text, code=name in _CODE)) for name, text in identity))
     known = bool(record.origins)
     options = tuple(
         (Cell(name), Cell(numbers.plain(value)), *((Cell(record.origins.get(name, "")),) if known else ()))
@@ -77,12 +89,21 @@ _CI = (
     "interval, made of both; means: percentiles of 1,000 bootstrap resamples of the images; medians: order statistics"
 )
 _CORRUPTION = (
-    "mean over 15 corruptions × 5 severities of wrong answers / images (Hendrycks and Dietterich 2019, unscaled)"
+    "mean over 15 corruptions × 5 severities of wrong answers / images (Hendrycks and Dietterich 2019, unscaled); "
+    "corruption accuracy: 1 − that"
 )
 _CERTIFIED = "images right when clean of which it is proved that no change within eps alters the answer / images"
 _AGREE = "images that both attacks break / images that the attack of the row breaks, each attack alone"
 _MCNEMAR = "p: 2 · P(X ≤ min(won, lost)), at most 1, X binomial of won + lost images with probability 1/2 (exact)"
-_STABLE = "rank correlation (Spearman), shared top pixels or shift between the map of an image and of the changed image"
+_STABLE = (
+    "between the map of an image and that of the changed image: rank correlation (Spearman), 1 − 6 Σd² / (m³ − m) over "
+    "the ranks of m pixels where none are tied; shared top pixels; how far mass and centre move"
+)
+_VALIDATION = (
+    "right answers / images of a split that was held out of training to choose the epoch; attacked: by the attack "
+    "named, at the eps of training"
+)
+_COST = "forward passes of one image, a backward pass counted as two, mean over the maps"
 _IOU = "pixels in the top 10 % of both maps / pixels in the top 10 % of either"
 _HOLM = "smallest p × number of tests, the next × one fewer, and so on; never below the one before (Holm 1979)"
 
@@ -90,7 +111,12 @@ _HOLM = "smallest p × number of tests, the next × one fewer, and so on; never 
 def glossary(record: Record, files: Files) -> Section | None:
     """Define every number of the first screen."""
     both = record.comparison is not None
-    measured = {result.measure.replace("_", " ") for result in record.measures}
+    sides: list[Record | Side] = [record]
+    sides += [] if record.comparison is None else [record.comparison.a, record.comparison.b]
+    measured = {result.measure.replace("_", " ") for side in sides for result in side.measures}
+    tested = any(row.p_value is not None for side in sides for row in side.classes)
+    validated = record.training is not None or record.tuning is not None
+    cost = record.verb == "explain"
     terms = [
         ("clean accuracy", _CLEAN, True),
         ("robust accuracy", _ROBUST, bool(record.attacks) or both),
@@ -99,13 +125,15 @@ def glossary(record: Record, files: Files) -> Section | None:
         ("relative error of a map", _ERROR, bool(record.explanations) or both),
         ("completeness gap", _GAP, bool(record.explanations) or both),
         *((measure, text, measure in measured) for measure, text in _MEASURES.items()),
-        ("mean corruption error", _CORRUPTION, bool(record.corruptions)),
+        ("validation accuracy", _VALIDATION, validated),
+        ("cost of a map", _COST, cost),
+        ("mean corruption error", _CORRUPTION, under_corruptions(record)),
         ("certified accuracy", _CERTIFIED, bool(record.certified)),
         ("agreement", _AGREE, record.agreement is not None),
         ("McNemar", _MCNEMAR, both or bool(record.overview)),
         ("stability of maps", _STABLE, bool(record.stability) or both),
         ("IoU of maps", _IOU, (bool(record.cases) and bool(record.attacks)) or both),
-        ("Holm", _HOLM, bool(record.overview) or any(row.p_value is not None for row in record.classes)),
+        ("Holm", _HOLM, bool(record.overview) or tested),
         ("95 % CI", _CI, True),
     ]
     rows = tuple((Cell(name), Cell(text)) for name, text, used in terms if used)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from robustcv.records import AttackResult, ClassRow, Metric, Record, Side
+from robustcv.records import GRADIENT_FREE, AttackResult, ClassRow, Metric, Record, Side
 from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
@@ -11,7 +11,7 @@ from robustcv.report.summary import black_box
 from robustcv.report.turns import after_each
 
 Files = Mapping[str, bytes]
-FEW_CLASSES, MANY_CLASSES, OVERLAID = 12, 50, 5
+FEW_CLASSES, MANY_CLASSES, OVERLAID, TURNS = 12, 50, 5, 4
 
 
 def curve(record: Record, files: Files) -> Section | None:
@@ -32,7 +32,8 @@ def curve(record: Record, files: Files) -> Section | None:
     series = {name: metrics for name, metrics in series.items() if len(metrics) > 1}
     if not series:
         return None
-    turns = {} if record.comparison is not None or record.overview else after_each(record)
+    every_turn = {} if record.comparison is not None or record.overview else after_each(record)
+    turns = dict(list(every_turn.items())[:TURNS])
     norm = next(metric.norm for metrics in series.values() for metric in metrics if metric.norm) or "linf"
     factor = 255.0 if norm == "linf" else 1.0
     rows = [
@@ -76,7 +77,8 @@ def curve(record: Record, files: Files) -> Section | None:
     subtitle = f"Worst case per image over {', '.join(attacks)}{_escalated(record)}"
     subtitle += " · bands: pointwise 95 % Wilson" + (f" · dotted: chance, 1/{classes}" if classes else "")
     if turns:
-        subtitle += " · thin lines: what still stood after each attack in turn, each meeting what those before it left"
+        subtitle += " · thin, up to the headline: what still stood after each attack in turn"
+        subtitle += f", the first {len(turns)} of {len(every_turn)} lines" if len(turns) < len(every_turn) else ""
     if bars:
         subtitle += " · thick bar: the gate"
     if len(record.overview) > len(series):
@@ -159,9 +161,8 @@ def classes(record: Record, files: Files) -> Section | None:
         )
         lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
-    subtitle = (
-        f"worst case per image, worst class first · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
-    )
+    subtitle = "worst case per image, worst class first · intervals (Wilson's) in the CSV"
+    subtitle += f" · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
     if record.comparison is None:
         subtitle += " · broken by: what broke an image at its smallest eps" if any(row.fell for row in tested) else ""
         subtitle += " · p: Fisher's exact test, adjusted for the number of classes (Holm)"
@@ -207,7 +208,8 @@ def _escalated(record: Record) -> str:
 
 def _first_alone(record: Record) -> tuple[tuple[str, str], ...]:
     """Tell what the first, cheapest attack alone would have claimed."""
-    metric = next((each for each in record.metrics if each.attack is not None), None)
+    named = (each for each in record.metrics if each.name == "robust_accuracy")
+    metric = next((each for each in named if each.attack is not None), None)
     if metric is None:
         return ()
     return ((f"{metric.attack} alone", f"{numbers.percent(metric)} ({numbers.interval(metric)}) would seem robust"),)
@@ -242,12 +244,29 @@ _KNOWN = {
     True: "black box: the attacker asks for answers, and knows no weights",
 }
 _ATLAS = {False: "AML.T0043.000 White-Box Optimization", True: "AML.T0043.001 Black-Box Optimization"}
+_VERBS = {"audit": "AML.M0008 Validate AI Model", "harden": "AML.M0003 Model Hardening"}
+
+
+def _atlas(record: Record, attacks: tuple[AttackResult, ...]) -> str:
+    """Name the techniques that attacks stand for, and the mitigation that this run is part of."""
+    told = []
+    for free, technique in _ATLAS.items():
+        if names := dict.fromkeys(each.name for each in attacks if (each.name in GRADIENT_FREE) is free):
+            told.append(f"{technique} ({', '.join(names)})")
+    mitigation = _VERBS["harden" if record.training is not None and record.verb != "audit" else "audit"]
+    return f"{'; '.join(told)}; AML.T0015 Evade AI Model. This run: {mitigation}"
+
+
+def under_corruptions(record: Record) -> bool:
+    """Tell whether corruptions were measured, in this run or in one of those compared."""
+    sides = [] if record.comparison is None else [record.comparison.a, record.comparison.b]
+    return bool(record.corruptions) or any(row.corrupted is not None for side in sides for row in side.classes)
 
 
 def _law(record: Record) -> str:
     """Tell which paragraphs of the EU AI Act on high-risk systems ask for figures such as these."""
     asked = ["3 (accuracy, declared)"]
-    asked += ["4 (errors and faults: corruptions)"] if record.corruptions else []
+    asked += ["4 (errors and faults: corruptions)"] if under_corruptions(record) else []
     asked += ["5 (adversarial examples)"]
     return f"Article 15: evidence towards paragraphs {', '.join(asked)}; no statement of compliance"
 
@@ -258,6 +277,7 @@ def threat_model(record: Record, files: Files) -> Section | None:
     if not sides[-1].attacks:
         return None
     norm = sides[-1].attacks[0].norm
+    judged = [(each.options.get("eight_bit"), each.options.get("precision") == "bf16") for each in sides]
     stated = (
         ("goal", "any wrong class (untargeted): a violation of integrity, by evasion (NIST AI 100-2)"),
         ("stage", "deployment: the model is trained, and asked"),
@@ -270,10 +290,10 @@ def threat_model(record: Record, files: Files) -> Section | None:
         ("headline", numbers.eps_long(record.headline_eps or 0.0, norm)),
         *_first_alone(record),
         *_spread(record),
-        *((("also", "a success counts only after rounding to 8 bits"),) if record.options.get("eight_bit") else ()),
-        *((("precision", _HALF),) if record.options.get("precision") == "bf16" else ()),
+        *((("also", "a success counts only after rounding to 8 bits"),) if any(e for e, _ in judged) else ()),
+        *((("precision", _HALF),) if any(half for _, half in judged) else ()),
         ("preprocessing", "inside the model; eps is measured on pixels in [0, 1]"),
-        ("MITRE ATLAS", f"{_ATLAS[black_box(sides[-1].attacks)]}; AML.T0015 Evade AI Model"),
+        ("MITRE ATLAS", _atlas(record, sides[-1].attacks)),
         ("kind of evidence", "empirical: attacks that were run (the terms of ISO/IEC TR 24029-1); proofs stand apart"),
         ("Regulation (EU) 2024/1689", _law(record)),
         ("not tested", "poisoning of training data, theft of the model, inference about its training data"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from robustcv.records import Record, TuningTrial
-from robustcv.report import charts, numbers
+from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Block, Cell, Chart, Section, Table
 
 Files = Mapping[str, bytes]
@@ -36,8 +36,8 @@ def _table(trials: tuple[TuningTrial, ...], best: int, n: int) -> Table:
         (
             Cell(f"{trial.number}", "best" if trial.number == best else "trade-off" if trial.front else ""),
             Cell(trial.state),
-            Cell("not reached" if trial.clean is None else numbers.share(trial.clean, n), number=True),
-            Cell("not run" if trial.robust is None else numbers.share(trial.robust, n), number=True),
+            Cell("not reached", number=True) if trial.clean is None else cells.share("validation", trial.clean * n, n),
+            Cell("not run", number=True) if trial.robust is None else cells.share("validation", trial.robust * n, n),
             Cell(numbers.plain(trial.options)),
             Cell(f"{trial.epochs}", number=True),
             Cell(numbers.duration(trial.seconds), number=True),
