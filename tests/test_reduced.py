@@ -154,7 +154,7 @@ def test_a_run_in_bfloat16_holds_when_it_is_replayed(trained: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("norm", "eps", "unseen"),
-    [("linf", 0.5 / 255, True), ("linf", 1 / 255, False), ("l2", 0.05, True), ("l2", 0.5, False), ("l0", 3, False)],
+    [("linf", 0.5 / 255, True), ("linf", 1 / 255, False), ("l2", 0.05, True), ("l2", 0.5, False), ("l0", 3.0, False)],
 )
 def test_changes_below_the_step_of_bfloat16_are_sought_in_float32(norm, eps, unseen) -> None:
     model, images = honest_models.trained(conv, seed=3), patches(80, 5)

@@ -23,7 +23,6 @@ _AXIS = {
     "labelFontSize": 12,
     "titleFontSize": 12,
     "titleFontWeight": "normal",
-    "titlePadding": 8,
     "labelFont": _FONT,
     "titleFont": _FONT,
 }
