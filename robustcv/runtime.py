@@ -194,8 +194,8 @@ def at_a_time(device: torch.device) -> int:
     return min(256, AT_A_TIME * torch.get_num_threads()) if device.type == "cpu" else 256
 
 
-def on_fewer(check: Callable[[int], Result], rows: int) -> Result:
-    """Run a check of so many images, or of half as many as long as memory does not suffice.
+def on_fewer(check: Callable[[int], Result], rows: int, of: str = "images") -> Result:
+    """Run a check of so many images (or copies of one), or of half as many as long as memory does not suffice.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def on_fewer(check: Callable[[int], Result], rows: int) -> Result:
             if rows == 1 or not out_of_memory(error):
                 raise
         rows //= 2  # outside the except clause, which holds on to the memory of what failed
-        note(f"memory did not suffice for a check; it looks at {rows} images")
+        note(f"memory did not suffice for a check; it takes {rows} {of}")
 
 
 def in_chunks(run: Callable[[slice], Result], total: int, rows: int) -> list[Result]:

@@ -1,6 +1,7 @@
 """What is proved holds: against linear programmes over every activation pattern, closed forms, attacks and theory."""
 
 import itertools
+from functools import partial
 
 import exact
 import numpy as np
@@ -248,6 +249,18 @@ def test_the_smoothed_classifier_is_broken_only_beyond_its_distance() -> None:
         broken = outvoted(model, attacked, labels, seeds=seeds, **votes)
         assert not (broken & (distance > eps)).any()
         assert broken[distance < 0.5 * eps].float().mean() > 0.7
+
+
+def test_attacking_noisy_copies_a_few_at_a_time_gives_the_same_images() -> None:
+    generator = torch.Generator().manual_seed(5)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 20), torch.nn.Tanh(), torch.nn.Linear(20, 3))
+    for parameter in net.double().requires_grad_(False).parameters():
+        parameter.normal_(generator=generator)
+    images = torch.rand(5, 3, 4, 4, generator=generator, dtype=torch.float64)
+    attack = partial(smoothed_pgd, net, images, net(images).argmax(1), eps=0.3, seeds=torch.arange(5))
+    for few in (1, 5, 15):
+        torch.testing.assert_close(attack(at_once=few), attack(), rtol=0, atol=1e-10)
+    assert not torch.equal(attack(), images)
 
 
 @pytest.fixture(scope="module")

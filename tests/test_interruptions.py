@@ -249,13 +249,15 @@ def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(caps
     assert "memory did not suffice" in capsys.readouterr().err and runtime.notes()
     hungry.most, options = 10, {"eps": "4/255", "sweep": False, "effort": "quick", "explain": (), "cases": 0}
     run = rc.audit(hungry, images, **options, batch_size=90, out=tmp_path / "run", quiet=True)
-    assert "memory did not suffice for a check" in run.page.read_text()
+    assert "memory did not suffice for a check; it takes 8 images" in run.page.read_text()
     more = {"also": ("corruptions", "spatial"), "certify": ("smoothing",), "set": ["smoothing.samples=100"]}
     both = [
         rc.audit(each, images, **options | {"eps": "4/255"}, **more, batch_size=90, quiet=True)
         for each in (hungry, model)
     ]
-    assert both[0].corruptions == both[1].corruptions and both[0].certified == both[1].certified
+    assert both[0].corruptions == both[1].corruptions
+    rows = [[row.model_dump(exclude={"forward"}) for row in run.certified] for run in both]
+    assert rows[0] == rows[1]  # but for passes: what comes in two goes costs a forward more
     assert both[0].metric("spatial_accuracy") == both[1].metric("spatial_accuracy")
     with pytest.raises(torch.cuda.OutOfMemoryError), frozen(hungry):
         hungry.most = 0

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from robustcv.evaluation.accuracy import share
 from robustcv.evaluation.job import Job
 from robustcv.evaluation.worst_case import WorstCase
 from robustcv.records import Certified, Check, Metric
-from robustcv.runtime import Advance, in_chunks
+from robustcv.runtime import Advance, in_chunks, on_fewer
 
 BOUNDED = ("linf", "l2", "l1")
 TOGETHER = 4  # images bounded at a time: a layer's values are carried back through all layers before it
@@ -200,9 +201,11 @@ def _outvoted(
         seeds = draws.image_seeds(job.seed, some.hashes, f"smoothed-attack-{radius:.6g}").to(job.device)
         clean = outvoted(counted, batch, labels, seeds=seeds, **votes)
         broken[rows] = clean
-        if not job.black_box:
-            attacked = smoothed_pgd(counted, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
-            broken[rows] |= outvoted(counted, attacked, labels, seeds=seeds, **votes)
+        if job.black_box:
+            return
+        pgd = partial(smoothed_pgd, counted, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
+        attacked = on_fewer(lambda many: pgd(at_once=many), 16, "copies") if len(rows) == 1 else pgd()
+        broken[rows] |= outvoted(counted, attacked, labels, seeds=seeds, **votes)
 
     in_chunks(attack, len(every), 16)
     passes = np.array([counted.forwards, counted.backwards])
