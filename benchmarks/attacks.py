@@ -1,6 +1,6 @@
 """The attack engine against its peers: one process run, alternating, medians, ratios; written to RESULTS.md.
 
-    python benchmarks/attacks.py [--rounds 3] [--autoattack DIR] [--only pgd,autoattack,oracle,corruptions]
+    python benchmarks/attacks.py [--rounds 3] [--autoattack DIR] [--only pgd,autoattack,probes,oracle,corruptions]
 
 Needs the models of `make bench-models` and ROBUSTCV_DATA. The parts:
 
@@ -8,6 +8,7 @@ pgd          20 steps of eps/8 from the image itself, adversarially trained mode
              torchattacks, foolbox and ART. Floor: one forward and one input-gradient backward pass an image and step.
 autoattack   the `standard` effort against AutoAttack's own code (`reference.py`): robust accuracy, pass-units (a
              forward 1, a backward 2) and time, and the curve of units against the gap. Floor: the units.
+probes       what the checks for masked gradients spend beside the plan, over the number of images.
 oracle       one attack from four libraries against the exact worst case of a linear model: who is off, by how much.
 corruptions  against imagecorruptions, 32 and 224 pixels, batch 256. Floor: random numbers and bytes, printed.
 """
@@ -159,9 +160,10 @@ def units(results) -> int:
 
 def autoattack(rounds: int, folder: Path | None, n_by_model: dict[str, int]) -> list[str]:
     """Compare the standard effort with AutoAttack's own code."""
-    lines = ["| model | n | AutoAttack, robust by seed | standard, robust | units | time | probes | flags "
-             "| after quick |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| model | n | AutoAttack, robust by seed | standard, robust | units | time | probes | flags |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    curve = ["", "| model | effort | attacks | units of AutoAttack's | stand | over its best seed |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for name in present(TRAINED):
         n = n_by_model.get(name, N)
         kept = [found for seed in (0, 1, 2) if (found := reference(name, n, seed, folder)) is not None]
@@ -177,7 +179,7 @@ def autoattack(rounds: int, folder: Path | None, n_by_model: dict[str, int]) -> 
                 start = time.perf_counter()
                 outcome, flags = measure(job, plan_for("standard", "linf"), eps=eps)
                 seconds.append(time.perf_counter() - start)
-            quick = worst_case(job, plan_for("quick", "linf"), eps=eps)
+            efforts = {effort: worst_case(job, plan_for(effort, "linf"), eps=eps) for effort in ("quick", "thorough")}
         spent = units(outcome.results) + sum(flag.forward + 2 * flag.backward for flag in flags)
         plan = units([each for each in outcome.results if each.reason == "plan"])
         theirs = statistics.median(each["forward"] + 2 * each["backward"] for each in kept)
@@ -189,10 +191,47 @@ def autoattack(rounds: int, folder: Path | None, n_by_model: dict[str, int]) -> 
             f"| {name} | {n} | {', '.join(map(str, robust))} | {int(outcome.robust(eps).sum())} | "
             f"{spent:,} of {theirs:,} ({100 * spent / theirs:.2f} %) | {mine:.1f} of {took:.0f} s "
             f"(1/{took / mine:.0f}) | {100 * (spent - plan) / plan:.2f} % of the plan's units | "
-            f"{', '.join(raised) or 'none'} | {int(quick.robust(eps).sum())} at "
-            f"{100 * units(quick.results) / theirs:.2f} % |"
+            f"{', '.join(raised) or 'none'} |"
         )
         print(lines[-1], flush=True)
+        efforts = {"quick": efforts["quick"], "standard": outcome, "thorough": efforts["thorough"]}
+        for effort, found in efforts.items():
+            curve += after_each(name, effort, found, int(job.predictions.correct.sum()), theirs, min(robust))
+    print("\n".join(curve), flush=True)
+    return lines + curve
+
+
+def after_each(name, effort, outcome, stand, theirs, least) -> list[str]:
+    """Tell what stood after each attack of a plan, and what had been spent by then."""
+    lines, spent, told = [], 0, []
+    for result in outcome.results:
+        if result.reason != "plan":
+            continue
+        spent, stand = spent + units([result]), stand - result.broken
+        told.append(result.name)
+        lines.append(f"| {name} | {effort} | {' '.join(told)} | {100 * spent / theirs:.2f} % | {stand} | "
+                     f"{stand - least:+d} |")  # fmt: skip
+    return lines
+
+
+def probes() -> list[str]:
+    """Count what the probes spend, over the number of images."""
+    lines = [
+        "| model | images | plan's units | probes' units | share | flags |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in present(TRAINED):
+        for n in (300, 1000, 3000):
+            model, images = models.read(name, WEIGHTS), test_images(name, n)
+            eps = models.MODELS[name][2] / 255
+            with frozen(model):
+                outcome, flags = measure(job_for(model, images), plan_for("standard", "linf"), eps=eps)
+            plan = units([each for each in outcome.results if each.reason == "plan"])
+            spent = units(outcome.results) + units(flags) - plan
+            raised = [flag.check for flag in flags if flag.status == "raised"]
+            lines.append(f"| {name} | {len(images)} | {plan:,} | {spent:,} | {100 * spent / plan:.2f} % | "
+                         f"{', '.join(raised) or 'none'} |")  # fmt: skip
+            print(lines[-1], flush=True)
     return lines
 
 
@@ -367,7 +406,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--autoattack", type=Path)
-    parser.add_argument("--only", default="oracle,pgd,autoattack,corruptions")
+    parser.add_argument("--only", default="oracle,pgd,autoattack,probes,corruptions")
     options = parser.parse_args()
     parts = {
         "oracle": ("The linear oracle: 3x16x16, ten classes, 200 images, eps 0.006", oracle),
@@ -376,6 +415,7 @@ def main() -> None:
             "The standard effort against AutoAttack",
             lambda: autoattack(options.rounds, options.autoattack, {"cifar_resnet20-fashion-single-step": 100}),
         ),
+        "probes": ("What the probes for masked gradients spend", probes),
         "corruptions": ("Corruptions against imagecorruptions", lambda: corruptions(options.rounds)),
     }
     results = Path(__file__).parent / "RESULTS.md"

@@ -294,6 +294,8 @@ def measures(options: argparse.Namespace) -> None:
     model, images = Grey(coloured).eval(), images[:, :1].contiguous()  # one channel: Quantus ranks channels apart
     side = images.shape[-1]
     maps = EXPLAINERS["deep_lift"](model, images, targets).heatmaps.sum(1, keepdim=True)
+    # black pixels all have 0: ties, which we break by lot and Quantus by place; here both are given the same order
+    maps = maps + 1e-6 * maps.abs().amax() * torch.rand(maps.shape, generator=torch.Generator().manual_seed(0))
     x, y, a = images.numpy(), targets.numpy(), maps.numpy()
     shares = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     common = {"abs": False, "normalise": False, "disable_warnings": True, "display_progressbar": False}
@@ -311,7 +313,7 @@ def measures(options: argparse.Namespace) -> None:
     def our_road() -> np.ndarray:
         rank, pixels = ranks(maps), side * side
         with torch.no_grad():
-            said = [model(imputed(images, rank < round(s * pixels), noise=0)).argmax(1) for s in shares]
+            said = [model(imputed(images, rank < int(s * pixels), noise=0)).argmax(1) for s in shares]
         return np.array([float((each == targets).float().mean()) for each in said])
 
     def their_road() -> np.ndarray:

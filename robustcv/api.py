@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustcv import __version__, launch, runs, stopping
-from robustcv.errors import INTERRUPTED, UserError
+from robustcv.errors import INTERRUPTED, UserError, of_a_path
 from robustcv.records import Check, Record
 
 if TYPE_CHECKING:
@@ -811,10 +811,13 @@ def _leaving(out: Path | str | None) -> Iterator[None]:
     """Let go of a run folder however the work in it ends; a mistake of the user's leaves no empty one behind."""
     try:
         yield
-    except UserError:
-        if out is not None and not launch.one_of_several():
+    except (UserError, OSError, ValueError, RuntimeError) as error:
+        mistake = error if isinstance(error, UserError) else of_a_path(error)
+        if mistake is not None and out is not None and not launch.one_of_several():
             runs.discard_if_unused(out)
-        raise
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error
     finally:
         if out is not None:
             runs.release(out)
@@ -862,7 +865,10 @@ def _run_in(
             report.write_formats(out, ["html", *options.get("format", ())], options.get("max_report_mb"))
             return Run(runs.load(out), runs.load_files(out), Path(out))
     try:
-        result = call(classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet))
+        with runs.noting(state):
+            result = call(
+                classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet)
+            )
     except stopping.Interrupted:
         if out is None or not processes.is_first():
             raise
@@ -955,11 +961,19 @@ def require_counts(options: Mapping[str, Any]) -> None:
         ("agreement", 0),
         ("frozen_epochs", 0),
     ):
-        value = options.get(name)
-        if value is not None and not value >= least:
-            raise UserError(
-                "RCV-E006", f"--{name.replace('_', '-')} {value} is below {least}", "nothing would be done", "raise it"
-            )
+        value, option = options.get(name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        most = MOST.get(name, 2**62)
+        if not isinstance(least, float) and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError("RCV-E006", f"{option} {value} is no whole number", "it counts something", f"{option} 1")
+        if not value >= least:
+            raise UserError("RCV-E006", f"{option} {value} is below {least}", "nothing would be done", "raise it")
+        if not value <= most:
+            raise UserError("RCV-E006", f"{option} {value} is above {most:,}", "no machine could do that", "lower it")
+
+
+MOST = {"resize": 8192, "batch_size": 10**6, "seed": 2**62}  # what a count may be where any larger one is a slip
 
 
 def _finish(result: "Result", out: Path | str | None, formats: Sequence[str] = ()) -> Run:

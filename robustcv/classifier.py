@@ -165,19 +165,27 @@ class Tracked(nn.Module):
         self._asked = self.in_play.nonzero().squeeze(1)
         return self._asked
 
-    def doubt(self, confirmed: Bool[Tensor, " n"]) -> bool:
-        """Put back in play, alone, the images whose success was denied, at once or later; says whether there are any.
+    def doubt(self, confirmed: Bool[Tensor, " n"], close: Bool[Tensor, " n"]) -> bool:
+        """Put back in play, alone, images whose success was denied, at once or later, and those that stood narrowly.
 
         Parameters
         ----------
         confirmed
             The images whose success a second forward pass confirmed.
+        close
+            Images to try once more where they still stand.
+
+        Returns
+        -------
+        bool
+            Whether there are any.
         """
-        doubtful = (self.broken & ~confirmed) | (self.denied & self.in_play)
+        denied = (self.broken & ~confirmed) | (self.denied & self.in_play)
+        doubtful = denied | (close & self.in_play)
         self.aside |= self.in_play & ~doubtful
         self.in_play = doubtful.clone()
         self.denied.zero_()
-        self.best_score[doubtful] = torch.inf
+        self.best_score[denied] = torch.inf
         return bool(doubtful.any())
 
     def forward(self, candidates: Float[Tensor, "m c h w"]) -> Float[Tensor, "m k"]:

@@ -121,8 +121,8 @@ class Origins:
             return
         try:
             tomllib.loads(self.config.read_text())
-        except (OSError, ValueError) as error:
-            what = f"{self.config} does not exist" if not self.config.exists() else f"{self.config} is not valid TOML"
+        except (OSError, ValueError, RecursionError) as error:
+            what = f"{self.config} does not exist" if isinstance(error, OSError) else f"{self.config} is not valid TOML"
             raise UserError("RCV-E007", what, first_line(error), "check --config") from error
         cyclopts.config.Toml(self.config, use_commands_as_keys=False)(app, commands, arguments)
         for argument in arguments:
@@ -376,6 +376,11 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         if launch.is_first() or not _told_by_all(error):
             print(error, file=sys.stderr)
+        return errors.BAD_INPUT
+    except (OSError, ValueError, RuntimeError) as error:
+        if (mistake := errors.of_a_path(error)) is None:
+            raise
+        print(mistake, file=sys.stderr)
         return errors.BAD_INPUT
     except cyclopts.CycloptsError as error:
         if launch.is_first():

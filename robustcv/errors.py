@@ -1,6 +1,7 @@
 """The errors a user can cause: what happened, why it matters, how to fix it; and the exit codes."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 DONE, BUG, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -48,6 +49,15 @@ def first_line(error: BaseException, most: int = LONGEST) -> str:
 def missing_extra(package: str, why: str, extra: str) -> UserError:
     """Make the error for a package that only an extra installs."""
     return UserError("RCV-E068", f"{package} is not installed", why, f'pip install "robustcv[{extra}]"')
+
+
+def of_a_path(error: BaseException) -> "UserError | None":
+    """Tell of a path that no file could have: too long, with a NUL, below the home of nobody; None of other errors."""
+    text = first_line(error)
+    known = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    known |= isinstance(error, ValueError) and "null byte" in text
+    known |= isinstance(error, RuntimeError) and "home directory" in text
+    return UserError("RCV-E041", "a path cannot be used", text[:120], "name another file or folder") if known else None
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

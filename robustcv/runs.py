@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,8 @@ def _hold(folder: Path) -> None:
         lock = path.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            raise BlockingIOError("somebody else has just removed it")  # a lock on a file that is gone keeps nobody out
     except OSError as error:
         lock.seek(0)
         owner = lock.read().strip() or "another process"
@@ -103,7 +105,12 @@ def _hold(folder: Path) -> None:
     _held[folder.resolve()] = lock
 
 
-_BEGINNINGS = ("fingerprint", "inputs", "owner")  # a run that stopped before it did any work leaves only these
+_BEGINNINGS = (
+    "fingerprint",
+    "inputs",
+    "notes.json",
+    "owner",
+)  # a run that stopped before it did any work leaves only these
 
 
 def discard_if_unused(folder: Path | str) -> None:
@@ -166,9 +173,16 @@ def open_folder(folder: Path, *, resume: bool, fingerprint: str) -> "State":
         _hold(folder)
     else:
         _hold(folder)
-        (folder / "state" / "inputs").unlink(missing_ok=True)
+        for name in ("inputs", "notes.json"):
+            (folder / "state" / name).unlink(missing_ok=True)
+    for path in folder.rglob(".*"):  # what a write that was killed left half done
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
     write_atomic(mark, fingerprint.encode())
     return State(folder / "state")
+
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `_replace` names them
 
 
 def _other_run(folder: Path | None) -> UserError:
@@ -225,6 +239,20 @@ class State:
             self.save(f"{key}.safetensors", pack_arrays(arrays))
 
 
+@contextlib.contextmanager
+def noting(state: State) -> Iterator[None]:
+    """Collect a run's notes in its state: a run that is resumed tells what it noted before."""
+    from robustcv import runtime  # which brings torch along
+
+    known = state.load("notes.json")
+
+    def keep(notes: Sequence[str]) -> None:
+        state.save("notes.json", json.dumps(notes).encode())
+
+    with runtime.noting(json.loads(known) if known else (), keep):
+        yield
+
+
 def pack_arrays(arrays: Arrays) -> bytes:
     """Turn named arrays into a safetensors file."""
     from safetensors.numpy import save
@@ -266,7 +294,7 @@ def to_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
-STATE_FORMAT = 5  # of what an interrupted run leaves: another one cannot go on with it
+STATE_FORMAT = 6  # of what an interrupted run leaves: another one cannot go on with it
 VOLATILE = ("seconds", "started", "command", "runs", "p50", "p95")  # what differs between two runs that are the same
 
 
@@ -286,7 +314,7 @@ def load(folder: Path | str) -> Record:
         If there is no report.json, it cannot be read, or its format is unknown.
     """
     path = Path(folder) / "report.json"
-    if not path.exists():
+    if not path.is_file():
         raise UserError(
             "RCV-E022",
             f"{folder} holds no report.json",
@@ -304,7 +332,7 @@ def load(folder: Path | str) -> Record:
                 "use the robustcv version that wrote it, or run the verb again",
             )
         return Record.model_validate(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             "RCV-E024", f"{path} cannot be read", first_line(error), "restore the file, or run the verb again"
         ) from error

@@ -160,6 +160,7 @@ def _bar():  # type: ignore[no-untyped-def]  # the type would import rich for ev
 
 
 _notes: list[str] = []
+_keep: Callable[[Sequence[str]], None] | None = None
 
 
 def note(text: str) -> None:
@@ -167,6 +168,8 @@ def note(text: str) -> None:
     if text not in _notes:
         _notes.append(text)
         print(text, file=sys.stderr, flush=True)
+        if _keep is not None:
+            _keep(_notes)
 
 
 def notes() -> tuple[str, ...]:
@@ -175,13 +178,32 @@ def notes() -> tuple[str, ...]:
 
 
 def forget_notes() -> None:
-    """Begin a run without notes."""
+    """Begin without notes."""
     _notes.clear()
+
+
+@contextmanager
+def noting(known: Sequence[str], keep: Callable[[Sequence[str]], None]) -> Iterator[None]:
+    """Collect the notes of one run inside the block, from those of the run that is resumed on.
+
+    Parameters
+    ----------
+    keep
+        Called with all of them whenever there is a new one.
+    """
+    global _keep
+    outer = list(_notes), _keep
+    _notes[:], _keep = known, keep
+    try:
+        yield
+    finally:
+        _notes[:], _keep = outer
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that there was too little memory, on a GPU or the CPU."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    told = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(each in str(error) for each in told)
 
 
 def chunk_size(images: torch.Tensor, rows: int | None) -> int:
@@ -205,7 +227,7 @@ def on_fewer(check: Callable[[int], Result], rows: int, of: str = "images") -> R
     while True:
         try:
             return check(rows)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if rows == 1 or not out_of_memory(error):
                 raise
         rows //= 2  # outside the except clause, which holds on to the memory of what failed
@@ -225,7 +247,7 @@ def in_chunks(run: Callable[[slice], Result], total: int, rows: int) -> list[Res
     while start < total:
         try:
             results.append(run(slice(start, min(start + rows, total))))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if rows == 1 or not out_of_memory(error):
                 raise
             rows = max(1, min(rows, total - start) // 2)

@@ -191,12 +191,21 @@ def test_only_what_was_denied_is_attacked_again_and_what_stood_still_stands() ->
     tracked(images)
     assert tracked.broken.tolist() == [True, False, False, False]
     assert tracked.forwards.tolist() == [2, 2, 1, 1]  # a success costs one more pass
-    assert tracked.doubt(torch.tensor([True, False, False, False]))
+    none = torch.zeros(4, dtype=torch.bool)
+    assert tracked.doubt(torch.tensor([True, False, False, False]), none)
     assert tracked.rows().tolist() == [1] and tracked.broken.tolist() == [True, False, False, False]
     tracked.confirm, said[1] = None, False
     tracked(images[1:2])
-    assert not tracked.doubt(torch.tensor([True, False, False, False]))
+    assert not tracked.doubt(torch.tensor([True, False, False, False]), none)
     assert tracked.broken.tolist() == [True, False, False, False]
+
+
+def test_what_stood_narrowly_is_tried_again_and_keeps_its_best() -> None:
+    tracked = Tracked(nn.Flatten(), torch.rand(3, 1, 2, 2), lambda c, logits, rows: (rows == 0, rows.double()))
+    tracked(torch.rand(3, 1, 2, 2))
+    assert tracked.doubt(torch.tensor([True, False, False]), torch.tensor([True, True, False]))
+    assert tracked.rows().tolist() == [1] and tracked.best_score.tolist() == [0, 1, 2]
+    assert tracked.broken.tolist() == [True, False, False]
 
 
 def test_an_attack_that_asks_about_all_may_break_what_was_set_aside() -> None:

@@ -79,7 +79,31 @@ def test_a_drop_is_gated_against_an_earlier_audit(capsys, trained: Path, tmp_pat
     assert "against the baseline" in (now / "report.html").read_text()
 
 
+_AUDIT_HERE = ("audit", "--model", "MODEL", "--data", "digits")
 MISTAKES = [
+    (("audit", "--model", "py:CODE:broken", "--data", "digits"), "fails when it is run"),
+    (("audit", "--model", "py:CODE:needs", "--data", "digits"), "fails when it is run"),
+    (("audit", "--model", "py:CODE:picky", "--data", "digits"), "cannot take images"),
+    (("audit", "--model", "py:CODE:tupled", "--data", "digits"), "gives a tuple for one image"),
+    (("audit", "--model", "py:NOCODE:f", "--data", "digits"), "SyntaxError"),
+    (("audit", "--model", "~nobody-of-that-name/x", "--data", "digits"), "a path cannot be used"),
+    (("audit", "--model", "a" * 5000, "--data", "digits"), "a path cannot be used"),
+    (("audit", "--model", "MODEL", "--data", "a" * 5000), "a path cannot be used"),
+    (("verify", "a" * 5000), "a path cannot be used"),
+    ((*_AUDIT_HERE, "--eps", "1e10000000"), "outside (0, 1]"),
+    ((*_AUDIT_HERE, "--norm", "l2", "--eps", "inf"), "eps inf is outside"),
+    ((*_AUDIT_HERE, "--batch-size", "99999999999999999999"), "above 1,000,000"),
+    ((*_AUDIT_HERE, "--resize", "999999"), "above 8,192"),
+    ((*_AUDIT_HERE, "--config", "DEEPTOML"), "is not valid TOML"),
+    ((*_AUDIT_HERE, "--config", "NOEPS"), "no eps was given"),
+    ((*_AUDIT_HERE, "--set", "apgd.step_size=nan"), "option of apgd|finite number|not above 0"),
+    ((*_AUDIT_HERE, "--attacks", "pgd", "--set", "pgd.step_size=nan"), "is not a finite number"),
+    ((*_AUDIT_HERE, "--certify", "smoothing", "--set", "smoothing.sigma=-0.25"), "is not between 0 and inf"),
+    ((*_AUDIT_HERE, "--certify", "smoothing", "--set", "smoothing.alpha=2"), "is not between 0 and 0.5"),
+    ((*_AUDIT_HERE, "--certify", "bounds", "--eot", "2"), "do not go together"),
+    (("report", "DEEPJSON"), "report.json cannot be read"),
+    (("report", "FOLDERJSON"), "holds no report.json"),
+    (("audit", "--model", "MODEL", "--data", "LONGNAMETAR"), "cannot be read as a tar archive"),
     (("audit", "--data", "digits"), "--model"),
     (("audit", "--model", "MODEL", "--data", "digts"), "did you mean 'digits'"),
     (("audit", "--model", "MODEL", "--data", "digits", "--esp", "8/255"), "--eps"),
@@ -177,8 +201,37 @@ MISTAKES = [
 ]
 
 
+_CODE = """
+import torch
+
+class Picky(torch.nn.Linear):
+    def forward(self, images):
+        torch._assert(images.shape[-1] == 224, "Wrong image height! Expected 224!")
+
+class Tupled(torch.nn.Linear):
+    def forward(self, images):
+        return (super().forward(images.flatten(1)),)
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("no weights here")
+
+def needs(a):
+    return a
+
+def picky():
+    return Picky(64, 10)
+
+def tupled():
+    return Tupled(3072, 10)
+"""
+
+
 def bad_files(folder: Path) -> dict[str, str]:
     """Write files that are not what they should be; gives their places by name."""
+    import gzip
     import io
     import struct
     import tarfile
@@ -186,9 +239,10 @@ def bad_files(folder: Path) -> dict[str, str]:
 
     places = {name: folder / f"{name.lower()}{suffix}" for name, suffix in {
         "TEXT": ".txt", "CODE": ".py", "HUGE": ".safetensors", "LYINGPT": ".pt", "LYINGZIP": ".zip", "BOMBZIP": ".zip",
-        "LYINGTAR": ".tar", "LINKTAR": ".tar.gz", "OLD": "", "TORN": ""}.items()}  # fmt: skip
+        "LYINGTAR": ".tar", "LINKTAR": ".tar.gz", "OLD": "", "TORN": "",
+        "NOCODE": ".py", "DEEPTOML": ".toml", "NOEPS": ".toml", "DEEPJSON": "", "FOLDERJSON": "",
+        "LONGNAMETAR": ".tar.gz"}.items()}  # fmt: skip
     places["TEXT"].write_text("only words\n")
-    places["CODE"].write_text("def number():\n    return 3\n")
     places["HUGE"].write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with zipfile.ZipFile(places["LYINGPT"], "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -207,7 +261,16 @@ def bad_files(folder: Path) -> dict[str, str]:
         link = tarfile.TarInfo("test/a/0.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    for name, text in (("OLD", '{"format": 99}'), ("TORN", "{")):
+    places["NOCODE"].write_text("def f(:\n")
+    places["CODE"].write_text(_CODE)
+    places["DEEPTOML"].write_text("a = " + "[" * 20_000)
+    places["NOEPS"].write_text("eps = []\n")
+    (places["FOLDERJSON"] / "report.json").mkdir(parents=True)
+    header = tarfile.TarInfo("././@LongLink")  # declares a name of 600 MB, all zeros: 2 MB when packed, here cut off
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 600_000_000
+    with gzip.open(places["LONGNAMETAR"], "wb") as packed:
+        packed.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    for name, text in (("OLD", '{"format": 99}'), ("TORN", "{"), ("DEEPJSON", "[" * 20_000)):
         places[name].mkdir()
         (places[name] / "report.json").write_text(text)
     return {name: str(path) for name, path in places.items()}

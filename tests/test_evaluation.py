@@ -14,11 +14,12 @@ from robustcv.classifier import frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import BINS, Predictions, calibration, expected_calibration_error, predict, proportion
+from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.records import Check, Metric
 from robustcv.stats import bootstrap
-from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_baseline
-from robustcv.verbs.pairing import Saved, require_same_images
+from robustcv.verbs.gates import FLATTERING, conclude, judge_drops, judge_floors, parse_gates, require_baseline
+from robustcv.verbs.pairing import Saved, attacked_alike, escalated, require_same_images
 
 
 def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -198,19 +199,19 @@ def bars_of(*texts, kind="floor", asked=(8 / 255,), also=()):
 def test_a_gate_is_held_against_the_interval_or_the_point(gate, verdict, code, point) -> None:
     metrics = (proportion("clean_accuracy", torch.arange(1000) < 700),)
     bars = bars_of() if gate is None else bars_of(f"clean_accuracy={gate}")
-    assert conclude(judge_floors(bars, metrics, on="interval"), ()) == (verdict, code)
-    assert conclude(judge_floors(bars, metrics, on="point"), ())[1] == point
+    assert conclude(judge_floors(bars, metrics, on="interval"), (), ()) == (verdict, code)
+    assert conclude(judge_floors(bars, metrics, on="point"), (), ())[1] == point
 
 
 def test_a_gate_at_the_very_end_of_the_interval_passes_and_a_raised_check_leaves_it_open() -> None:
     metric = proportion("clean_accuracy", torch.arange(1000) < 700)
-    for level, outcome in ((metric.low, "passed"), (metric.low + 1e-9, "across"), (metric.high, "across"),
-                           (metric.high + 1e-9, "failed")):  # fmt: skip
+    for level, outcome in ((metric.low, "passed"), (metric.low + 1e-6, "across"), (metric.high, "across"),
+                           (metric.high + 1e-6, "failed")):  # fmt: skip
         (gate,) = judge_floors(bars_of(f"clean_accuracy={level!r}"), (metric,), on="interval")
         assert gate.outcome == outcome
     passed = judge_floors(bars_of("clean_accuracy=0.1"), (metric,), on="interval")
     raised = (Check(check="logits", status="raised", figure=""),)
-    assert conclude(passed, raised) == ("INCONCLUSIVE", 4) and conclude((), raised) == ("INCONCLUSIVE", 0)
+    assert conclude(passed, raised, ()) == ("INCONCLUSIVE", 4) and conclude((), raised, ()) == ("INCONCLUSIVE", 0)
 
 
 def test_gates_name_their_threat_model() -> None:
@@ -228,8 +229,12 @@ def test_a_drop_is_judged_on_the_same_images(now, outcome, audited) -> None:
 
     files = {"evidence/verdicts.safetensors": runs.pack_arrays(verdicts(80))}
     bars = bars_of("clean_accuracy=0.05", kind="drop")
-    (gate,) = judge_drops(bars, verdicts(now), Saved("before", runs.load(audited), files), "linf", on="interval")
+    baseline = Saved("before", runs.load(audited), files)
+    (gate,) = judge_drops(bars, verdicts(now), baseline, "linf", on="interval", escalated_now=False)
     assert gate.outcome == outcome and gate.value == pytest.approx((now - 80) / 100)
+    two = bars_of("clean_accuracy=0.02", kind="drop")  # 0.78 - 0.80 is -0.020000000000000018
+    (point,) = judge_drops(two, verdicts(78), baseline, "linf", on="point", escalated_now=False)
+    assert point.outcome == "passed"
     other = verdicts(80) | {"hash": np.arange(100, 200, dtype=np.uint8)[:, None]}
     with pytest.raises(UserError, match="made on different images"):
         require_same_images(Saved("before", runs.load(audited), files), other)
@@ -287,13 +292,46 @@ def test_gates_are_read_and_nonsense_is_refused() -> None:
     assert Metric(name="x", n=3).count is None
 
 
-def test_a_failed_gate_stays_failed_where_a_check_is_raised() -> None:
-    raised = (records.Check(check="any", status="raised", figure=""),)
+def test_a_failed_gate_stays_failed_unless_the_model_may_be_fed_wrongly() -> None:
+    """Masked gradients can only flatter; labels or preprocessing that are wrong make a good model look bad."""
 
     def gate(outcome: str) -> records.Gate:
         return records.Gate(name="clean", metric="clean_accuracy", threshold=0.5, outcome=outcome)
 
-    assert conclude([gate("failed")], raised) == ("FAIL", 3)
-    assert conclude([gate("passed")], raised) == ("INCONCLUSIVE", 4)
-    assert conclude([gate("passed"), gate("failed")], ()) == ("FAIL", 3)
-    assert conclude([gate("passed")], ()) == ("PASS", 0) and conclude([], raised) == ("INCONCLUSIVE", 0)
+    def check(name: str) -> tuple[records.Check, ...]:
+        return (records.Check(check=name, status="raised", figure=""),)
+
+    failed, passed = [gate("failed")], [gate("passed")]
+    assert conclude(failed, (), check("black box wins")) == conclude(failed, check("logits"), ()) == ("FAIL", 3)
+    for name in ("normalisation", "label order", "class order", "pixel range", "better than the majority class"):
+        assert conclude(failed, check(name), ()) == ("INCONCLUSIVE", 4)
+        assert conclude(passed, check(name), ()) == ("INCONCLUSIVE", 4)
+    assert conclude([*passed, *failed], (), ()) == ("FAIL", 3) and conclude(passed, (), ()) == ("PASS", 0)
+    assert conclude(passed, (), check("noise wins")) == ("INCONCLUSIVE", 4)
+    assert conclude([], check("logits"), ()) == ("INCONCLUSIVE", 0)
+
+
+def test_every_check_that_only_flatters_is_a_check(audited) -> None:
+    assert set(FLATTERING) <= {check.check for check in runs.load(audited).preflight}
+
+
+def test_a_drop_is_not_judged_where_only_one_of_the_two_met_more_attacks(audited) -> None:
+    record = runs.load(audited)
+    verdicts = runs.unpack_arrays((audited / "evidence/verdicts.safetensors").read_bytes())
+    baseline = Saved("before", record, runs.load_files(audited))
+    eps = (record.headline_eps,)
+    bars = parse_gates(["robust_accuracy=0.0"], kind="drop", norm="linf", asked=eps, tried=eps, also=())
+    worse = verdicts | {"broken_at/linf": np.zeros_like(verdicts["broken_at/linf"])}
+    outcomes = [
+        judge_drops(bars, worse, baseline, "linf", on="interval", escalated_now=more)[0].outcome
+        for more in (escalated(record.attacks), not escalated(record.attacks))
+    ]
+    assert outcomes == ["failed", "across"]
+
+
+def test_audits_over_more_seeds_or_with_agreement_are_no_like_baseline(audited) -> None:
+    record = runs.load(audited)
+    plan = plan_for(record.options["effort"], record.options["norm"])
+    assert attacked_alike(record, record.options, plan, record.headline_eps)
+    for more in ({"seeds": 4}, {"agreement": 20}, {"eot": 3}):
+        assert not attacked_alike(record, {**record.options, **more}, plan, record.headline_eps)

@@ -1,5 +1,6 @@
 """Attacks in bfloat16: what is counted is what float32 says."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from robustcv.attacks.wrappers import Eot
 from robustcv.classifier import Tracked, frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
+from robustcv.evaluation import block
 from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.reliability import probe
@@ -45,6 +47,31 @@ def test_a_linear_model_is_broken_exactly_where_it_can_be() -> None:
             outcome = worst_case(job, plan_for("standard", "linf"), eps=eps)
         share = float(outcome.robust(eps).double().mean())
         assert share == pytest.approx(exact_share(linear, images, eps), abs=1e-9) and 0 < share < 1
+
+
+def test_what_stands_narrowly_in_bfloat16_is_attacked_in_float32(monkeypatch) -> None:
+    """One step along gradients with some signs wrong takes at least 0.92 of what the exact step takes."""
+    linear, pixels = make_linear(2, seed=4, dtype=torch.float32), make_images(300, seed=4, dtype=torch.float32)
+    images = ImageSet(0.2 + 0.6 * pixels, linear(0.2 + 0.6 * pixels).argmax(1), ("a", "b"))
+    (weight,) = (each for each in linear.parameters() if each.dim() == 2)
+    slope = (weight[0] - weight[1]).detach()
+    rough = copy.deepcopy(linear)
+    (turned,) = (each for each in rough.parameters() if each.dim() == 2)
+    few = slope.abs().argsort()[: len(slope) // 6]  # the least: their signs weigh little
+    with torch.no_grad():
+        turned[:, few] *= -1
+        margins = (linear(images.images) * torch.tensor([1.0, -1.0])).sum(1).abs()
+    assert slope[few].abs().sum() < 0.04 * slope.abs().sum()
+    eps = float(margins.median() / slope.abs().sum())
+    exact = margins.double() > eps * slope.abs().double().sum()
+    plan, stood = [Planned("fgsm", ATTACKS["fgsm"], {})], []
+    monkeypatch.setattr(block, "unseen_in_bfloat16", lambda *_: False)
+    for narrow in (block.NARROW, -1.0):
+        monkeypatch.setattr(block, "NARROW", narrow)
+        with frozen(linear), frozen(rough):
+            job = replace(job_for(linear, images), reduced=rough)
+            stood.append(worst_case(job, plan, eps=eps).robust(eps))
+    assert torch.equal(stood[0], exact) and int((stood[1] & ~exact).sum()) > 0
 
 
 def test_every_pass_is_counted_and_every_success_is_one_in_float32() -> None:

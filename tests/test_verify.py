@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +162,53 @@ def outside(folder: Path) -> None:
     (folder / "evidence/broken.safetensors").write_bytes(runs.pack_arrays({f"{line['evidence']}-adversarial": stored}))
 
 
+def edited_record(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        raw = json.loads((folder / "report.json").read_text())
+        change(raw)
+        (folder / "report.json").write_text(json.dumps(raw))
+
+    return edit
+
+
+def robust(raw: dict) -> dict:
+    return next(each for each in raw["metrics"] if each["name"] == "robust_accuracy" and each["attack"] is None)
+
+
+for name, edit in {
+    "a better verdict": lambda raw: raw.update(verdict="PASS", exit_code=0),
+    "a better interval": lambda raw: robust(raw).update(low=0.98, high=0.99),
+    "another headline": lambda raw: raw.update(headline_eps=2 * raw["headline_eps"]),
+    "no flags": lambda raw: raw.update(flags=[]),
+    "no preflight": lambda raw: raw.update(preflight=[]),
+    "a metric less": lambda raw: raw["metrics"].remove(robust(raw)),
+    "the worst case as that of one attack": lambda raw: robust(raw).update(attack="fgsm"),
+    "forms swapped": lambda raw: raw["evidence"].update(
+        eight_bit=raw["evidence"]["only_float"], only_float=raw["evidence"]["eight_bit"]
+    ),
+}.items():
+    CHANGES[name] = edited_record(edit)
+for name, fields in {
+    "another prediction": {"prediction": 0}, "another distance": {"distance": 0.5}, 
+    "another attack": {"attack": "magic"}, "another form": {"form": "float"}, "another place": {"index": 9999},
+}.items():  # fmt: skip
+    CHANGES[name] = partial(edited_line, **fields)
+
+
 WANTED = {
+    "a better verdict": ("conclusions", "the verdict is"),
+    "a better interval": ("conclusions", "the interval of robust_accuracy is"),
+    "another headline": ("conclusions", "the headline is eps"),
+    "no flags": ("conclusions", "checks after the attacks are missing"),
+    "no preflight": ("conclusions", "checks before the attacks are missing"),
+    "a metric less": ("counts", "robust accuracies for"),
+    "the worst case as that of one attack": ("counts", "robust accuracies for"),
+    "forms swapped": ("failures replayed", "8-bit images,"),
+    "another prediction": ("failures replayed", "is not taken for class"),
+    "another distance": ("failures replayed", "not by 0.5"),
+    "another attack": ("failures replayed", "no attack of this run is named magic"),
+    "another form": ("failures replayed", "it is no float"),
+    "another place": ("failures replayed", "that of another image"),
     "outside the box": ("failures replayed", "leaves [0, 1]"),
     "hidden failures": ("counts", "failures are not listed"),
     "a repeated failure": ("counts", "two failures share their evidence"),
@@ -257,7 +305,7 @@ def test_the_bands_of_the_flows_are_as_wide_as_the_images_they_carry(audited: Pa
         at = [float(each) for each in re.findall(r"-?[\d.]+", path)]
         left = [y for x, y in zip(at[::2], at[1::2], strict=True) if x == min(at[::2])]
         right = [y for x, y in zip(at[::2], at[1::2], strict=True) if x == max(at[::2])]
-        assert max(right) - min(right) == pytest.approx(max(left) - min(left), abs=0.01)
+        assert max(right) - min(right) == pytest.approx(max(left) - min(left), abs=0.03)
         wide[told] = max(left) - min(left)
     assert wide.keys() == wanted.keys()
     one = wide[next(iter(wanted))] / wanted[next(iter(wanted))]

@@ -11,7 +11,7 @@ from robustcv.certificates.graph import Operation, operations_of, require_same
 
 Interval = tuple[Tensor, Tensor]
 CHUNK = 256  # linear forms carried backwards at a time
-ROUNDING = 1e-9  # of the logits' size: what float64 may have lost on the way
+ROUNDING = 1e-6  # of the logits' size: what the model itself, in float32, may lose on the way
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from robustcv.data.files import SUFFIXES, TORN, ImageFile
-from robustcv.data.places import empty, misplaced, place, refuse_unsafe
+from robustcv.data.places import CarefulTarInfo, empty, misplaced, place, refuse_unsafe
 from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
@@ -62,7 +62,7 @@ def scan_tar(source: Path, progress: Progress) -> list[ImageFile]:
     files: list[ImageFile] = []
     folders: set[str] = set()
     try:
-        with progress.stage(f"read {source.name}", 1), tarfile.open(source) as archive:
+        with progress.stage(f"read {source.name}", 1), tarfile.open(source, tarinfo=CarefulTarInfo) as archive:
             plain = archive.fileobj is not None and archive.fileobj.__class__.__name__ == "BufferedReader"
             kept = 0
             for member in archive:

@@ -1,6 +1,8 @@
 """Where an image stands says what it is: ``split/class/image`` or ``class/image``."""
 
+import tarfile
 from pathlib import Path
+from typing import Any
 
 from robustcv.data.files import SPLITS, SUFFIXES
 from robustcv.errors import UserError
@@ -14,7 +16,20 @@ def place(parts: tuple[str, ...]) -> tuple[str | None, str] | None:
 
 
 LARGEST_FILE = 256 << 20  # bytes of one encoded image; Pillow's own limit of pixels lies far below
+LONGEST_HEADER = 1 << 16  # bytes: of a name, or of what else tar writes beside a member
 LARGEST_UNPACKED = 16 << 30  # bytes of a compressed archive's images, which are kept in memory
+
+
+class CarefulTarInfo(tarfile.TarInfo):
+    """A member of a tar archive whose name, or other header, does not fill the memory before anybody sees it."""
+
+    _READ_WHOLE = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                   tarfile.SOLARIS_XHDTYPE)  # fmt: skip
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:  # as tarfile calls it before it reads such a header
+        if self.type in self._READ_WHOLE and self.size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def refuse_unsafe(name: str, size: int, unpacked: int, source: Path) -> None:

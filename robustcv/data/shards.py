@@ -8,7 +8,7 @@ from pathlib import Path
 from robustcv.data.archives import PartOfFile
 from robustcv.data.files import SPLITS, SUFFIXES, ImageFile, from_files, numbered
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream
-from robustcv.data.places import refuse_unsafe
+from robustcv.data.places import CarefulTarInfo, refuse_unsafe
 from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
@@ -96,7 +96,7 @@ def _scan(path: Path) -> list[ImageFile]:
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=CarefulTarInfo) as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 key, _, extension = name.partition(".")

@@ -20,6 +20,7 @@ from robustcv.evaluation.job import Job, Planned
 from robustcv.records import GRADIENT_FREE
 
 TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
+NARROW = 0.1  # of the margin that was lost: what is left of it where an image stood narrowly
 _ARRAYS = ("rows", "broken", "distance", "score", "kept", "best", "ranked")
 
 
@@ -113,7 +114,7 @@ def _fitting(
     """Attack one batch, in halves where memory does not suffice; an image's verdict does not depend on its batch."""
     try:
         return [_attack_batch(job, planned, eps, rows, targets, purpose, options)]
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if len(rows) == 1 or not runtime.out_of_memory(error):
             raise
     half = len(rows) // 2  # outside the except clause, which holds on to the memory of what failed
@@ -177,7 +178,7 @@ def _attack_batch(
         given["towards"] = targets.to(job.device)
     checks = 0
     for attempt in range(2):
-        if attempt == 1:  # once more, on the plain classifier, for those whose success it did not share
+        if attempt == 1:  # once more, on the plain classifier, where it did not share a success or stood narrowly
             tracked.classifier, tracked.confirm = job.classifier, None
             tracked.judge = make_judge(clean, labels, ball, eps)
         settled = tracked.broken
@@ -186,7 +187,8 @@ def _attack_batch(
             returned = to_eight_bit(returned, clean)
         checked = _check(job.classifier, tracked, returned, ~(settled | tracked.aside))
         checks += checked.forward
-        if not tracked.doubt(checked.confirmed):
+        narrow = _narrow(job, rows, tracked) if tracked.confirm is not None else torch.zeros_like(tracked.in_play)
+        if not tracked.doubt(checked.confirmed, narrow):
             break
     broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
     distance = ball.distance(tracked.best, clean).cpu()
@@ -202,6 +204,13 @@ def _attack_batch(
         backward=int(tracked.backwards.sum()),
         seconds=0.0,
     )
+
+
+def _narrow(job: Job, rows: Tensor, tracked: Tracked) -> Tensor:
+    """Tell which images an attack in bfloat16 nearly broke: exact gradients may go the rest of the way."""
+    clean = job.predictions.logits[rows], job.images.labels[rows]
+    before, left = margin(*clean, None).neg().to(tracked.best_score), tracked.best_score
+    return left <= NARROW * (before - left)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from robustcv.classifier import Counted, frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import share
+from robustcv.evaluation.block import TOLERANCE
 from robustcv.evaluation.job import Job
 from robustcv.evaluation.worst_case import WorstCase
 from robustcv.records import Certified, Check, Metric
@@ -68,8 +69,11 @@ def certify_bounds(
     made = []
     for eps in reversed(outcome.sweep):
         wrong = ~outcome.robust(eps)
-        # the cheap round is for all, so that a proof of a broken image would show; the dear one for those left
-        for given, open_ in (({"inner": 0}, job.predictions.correct), (options, ~wrong)):
+        # the cheap round is for all, so that a proof of a broken image would show; the dear one for those left, and for
+        # some that are broken, of which it must prove none
+        fallen = wrong & job.predictions.correct
+        controls = fallen & (fallen.cumsum(0) <= CONTROLS)
+        for given, open_ in (({"inner": 0}, job.predictions.correct), (options, ~wrong | controls)):
             rows = (open_ & ~proved).nonzero().squeeze(1)
             proved[rows[_proved(job, rows, eps, norm, given)]] = True
         advance(len(job.images))
@@ -83,11 +87,13 @@ def _proved(job: Job, rows: Tensor, eps: float, norm: NormName, options: Mapping
     if (saved := job.state.load_arrays(key)) is not None:
         return torch.from_numpy(saved["proved"].copy())
 
+    whole = eps * (1 + TOLERANCE) + TOLERANCE  # as far as an attack may go
+
     def part(block: Tensor) -> Tensor:
         batch, labels = next(job.images.take(block).batches(len(block)))
         batch, labels = batch.to(job.device), labels.to(job.device)
         found = in_chunks(
-            lambda some: bounds(job.classifier, batch[some], labels[some], eps=eps, norm=norm, **options).cpu(),
+            lambda some: bounds(job.classifier, batch[some], labels[some], eps=whole, norm=norm, **options).cpu(),
             len(block),
             TOGETHER,
         )

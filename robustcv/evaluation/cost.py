@@ -53,7 +53,7 @@ def _latency(classifier: nn.Module, image: Tensor, size: int) -> Latency | None:
     try:
         images = image.expand(size, -1, -1, -1).contiguous()
         classifier(images)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not runtime.out_of_memory(error):
             raise
         runtime.note(f"memory did not suffice to time a batch of {size}")

@@ -22,6 +22,7 @@ from robustcv.evaluation.wiring import better_order, feeding, fewer, reading
 from robustcv.records import Check
 
 ROWS = 16
+REPEATS, SAME = 5, 1e-4  # passes over the same images, and how far apart they may lie, of the largest logit
 
 
 def require_some_right(predictions: Predictions) -> None:
@@ -79,22 +80,8 @@ def preflight(
     black_box
         The classifier gives no gradients, and is known to.
     """
-    rows = fewer(ROWS, images.shape, least=4)
-    batch, labels = next(images.take(_spread(len(images), rows)).batches(rows))
-    batch, labels = batch.to(device), labels.to(device)
+    batch, labels = _few(images, device)
     ask = Counted(classifier).eval()
-
-    def spent(check: Callable[[], Check]) -> Check:
-        forward, backward = ask.forwards, ask.backwards
-        made = check()
-        passes = {"forward": ask.forwards - forward, "backward": ask.backwards - backward}
-        return made.model_copy(update=passes)
-
-    def deterministic() -> Check:
-        with torch.no_grad():
-            answers.extend((ask(batch), ask(batch)))
-        return _deterministic(*answers)
-
     answers: list[Tensor] = []
     checks: list[Callable[[], Check]] = [
         lambda: _mode(was_training),
@@ -106,15 +93,38 @@ def preflight(
         lambda: _class_names(trained_on, images.class_names),
         lambda: reading(predictions),
         lambda: _overlap(overlap, len(images)),
-        deterministic,
-        lambda: _alone(ask, batch, *answers),
+        lambda: _repeated(ask, batch, answers),
+        lambda: _alone(ask, batch, answers),
         lambda: _bearable(lambda some, _: _dynamic(ask, some), batch, labels),
         lambda: _black_box() if black_box else _bearable(functools.partial(_gradients, ask), batch, labels),
     ]
     if eps is not None:
         checks.append(lambda: _plausible(eps, norm, images.shape))
         checks.append(lambda: _bearable(lambda x, y: _trial(ask, x, y, eps, norm, black_box), batch, labels))
-    return tuple(spent(check) for check in checks)
+    return tuple(_counting(ask, check) for check in checks)
+
+
+def indispensable(classifier: nn.Module, images: ImageSet, device: torch.device) -> tuple[Check, ...]:
+    """Look for random answers and optimisation inside, which mislead attacks: also where no preflight is asked for."""
+    batch, labels = _few(images, device)
+    ask = Counted(classifier).eval()
+    return (
+        _counting(ask, lambda: _repeated(ask, batch, [])),
+        _counting(ask, lambda: _bearable(lambda some, _: _dynamic(ask, some), batch, labels)),
+    )
+
+
+def _few(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows = fewer(ROWS, images.shape, least=4)
+    batch, labels = next(images.take(_spread(len(images), rows)).batches(rows))
+    return batch.to(device), labels.to(device)
+
+
+def _counting(ask: Counted, check: Callable[[], Check]) -> Check:
+    """Run a check and write down the passes it took."""
+    forward, backward = ask.forwards, ask.backwards
+    made = check()
+    return made.model_copy(update={"forward": ask.forwards - forward, "backward": ask.backwards - backward})
 
 
 def _bearable(check: Callable[[Tensor, Tensor], Check], batch: Tensor, labels: Tensor) -> Check:
@@ -136,7 +146,8 @@ def _overlap(overlap: int | None, n: int) -> Check:
     name = "apart from training images"
     if overlap is None:
         return Check(check=name, status="not run", figure="the training images are not at hand")
-    figure = f"{overlap} of {n} images are training images too, pixel by pixel" if overlap else "none in common"
+    figure = f"{overlap} of {n} images are training images too" if overlap else "none in common"
+    figure += "; of files, byte for byte: an image that was encoded anew is not known again"
     return Check.of(name, overlap == 0, figure, "remove them from the test split: every figure here is too good")
 
 
@@ -217,17 +228,27 @@ def _class_names(trained_on: tuple[str, ...] | None, names: tuple[str, ...]) -> 
     return Check.of("class order", not other, figure, "judge the model on the classes it was trained on, in that order")
 
 
-def _deterministic(first: Tensor, second: Tensor) -> Check:
-    gap = float((first - second).abs().max())
+def _repeated(classifier: nn.Module, batch: Tensor, answers: list[Tensor]) -> Check:
+    """Ask several times about the same batch; ``answers`` takes what was said."""
+    with torch.no_grad():
+        answers.extend(classifier(batch) for _ in range(REPEATS))
+    gap = max(float((answers[0] - each).abs().max()) for each in answers[1:])
     fix = "average over the model's randomness, with --eot 20; without that the figures are too high"
+    most = SAME * float(answers[0].abs().max())
     return Check.of(
-        "deterministic", gap <= 1e-4 * max(1.0, float(first.abs().max())), f"two passes differ by {gap:.2g}", fix
+        "deterministic",
+        gap <= most,
+        f"{REPEATS} passes differ by {gap:.2g}",
+        fix,
+        threshold=f"{SAME:g} of the largest logit",
+        source="Athalye et al. 2018; Croce et al. 2022",
     )
 
 
-def _alone(classifier: nn.Module, batch: Tensor, together: Tensor, again: Tensor) -> Check:
-    if not torch.equal(together, again):
-        return Check(check="images apart", status="not run", figure="two passes over the same batch differ anyway")
+def _alone(classifier: nn.Module, batch: Tensor, answers: list[Tensor]) -> Check:
+    together = answers[0]
+    if not all(torch.equal(together, again) for again in answers[1:]):
+        return Check(check="images apart", status="not run", figure="passes over the same batch differ anyway")
     with torch.no_grad():
         alone = torch.cat([classifier(image[None]) for image in batch])
     gap = float((together - alone).abs().max())
@@ -252,7 +273,9 @@ def _dynamic(classifier: nn.Module, batch: Tensor) -> Check:
     with _Watch() as watch:
         classifier(batch)
     fix = "the model optimises at test time: an attack must be adapted to it, the figures here are too high"
-    return Check.of("no optimisation inside", not watch.called, "autograd called" if watch.called else "none", fix)
+    told = "autograd called" if watch.called else "none"
+    source = "Croce et al. 2022"
+    return Check.of("no optimisation inside", not watch.called, told, fix, threshold="none", source=source)
 
 
 def _gradients(classifier: nn.Module, batch: Tensor, labels: Tensor) -> Check:

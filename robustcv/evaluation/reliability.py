@@ -1,5 +1,6 @@
 """Cheap checks for masked gradients, on a few images: a defence that hides its gradient looks robust and is not."""
 
+import contextlib
 import inspect
 import math
 from collections.abc import Sequence
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from robustcv import draws, runtime, stopping
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.losses import margin
+from robustcv.errors import UserError
 from robustcv.evaluation import slopes
 from robustcv.evaluation.job import Job, Planned
+from robustcv.evaluation.plans import EFFORTS, plan_for
 from robustcv.evaluation.slopes import FIX
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
 from robustcv.records import Check
 
 SHARE = 0.008  # of the plan's pass-units (a forward 1, a backward 2) that probes may spend where images are many
 LEAST, MOST = 3, 64  # images a probe looks at
+NOT_OURS = 16  # of those that stand against a plan of the user's own, which may have converged or not
 QUERIES = 80  # of Square
 DRAWS = 10  # of noise
 NOISY = 24  # images that meet it, at least: where gradients are of small pieces, few fall to it, and nothing else tells
@@ -76,9 +80,20 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
     else:
         note(_not_run("one step wins", "the plan does not begin with one step"))
     note(*_rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale")))
-    note(*_unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished")))
+    least = LEAST if _is_ours(plan, job.norm) else NOT_OURS
+    note(*_unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished", least=least)))
     note(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
     return Probed(tuple(flags), outcome)
+
+
+def _is_ours(plan: Sequence[Planned], norm: str) -> bool:
+    """Tell whether a plan is that of an effort, which was measured on many models, and not one put together by hand."""
+    named = [(each.name, dict(each.options)) for each in plan]
+    for effort in EFFORTS:
+        with contextlib.suppress(UserError):  # an effort that does not know the norm
+            if named == [(each.name, dict(each.options)) for each in plan_for(effort, norm)]:
+                return True
+    return False
 
 
 def _some(

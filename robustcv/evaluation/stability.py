@@ -1,5 +1,6 @@
 """Do the maps stay when the image is attacked: with the prediction held, with it flipped, beside noise of that norm."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, stats
+from robustcv import draws, runtime, stats
 from robustcv.attacks.map_pgd import map_pgd
 from robustcv.attacks.norms import NORMS
 from robustcv.attacks.pgd import pgd
@@ -54,12 +55,17 @@ def stability(
     """
     clean = {name: method(classifier, images, targets) for name, method in explain.items()}
     found: list[StabilityRow] = []
+
+    def changed(radius: float, part: Tensor, some: slice) -> dict[Change, tuple[Tensor, Tensor]]:
+        own = part[some]
+        told = [hashes[k] for k in own.tolist()]
+        return _changes(classifier, images[own], predictions[own], told, radius, norm, seed)
+
     for radius in eps:
         parts = [
-            _changes(
-                classifier, images[part], predictions[part], [hashes[k] for k in part.tolist()], radius, norm, seed
-            )
+            found_there
             for part in torch.arange(len(images)).split(rows)
+            for found_there in runtime.in_chunks(functools.partial(changed, radius, part), len(part), rows)
         ]
         for change in parts[0]:
             candidates, which = (torch.cat([part[change][side] for part in parts]) for side in (0, 1))

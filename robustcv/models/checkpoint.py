@@ -216,7 +216,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             "RCV-E055",
             f"{path} is missing or cannot be read",

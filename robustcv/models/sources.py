@@ -1,8 +1,9 @@
 """Where classifiers come from: run folders, torchvision, timm, ONNX files, your own Python."""
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,22 @@ def _classes_in(weights: Mapping[str, torch.Tensor], network: nn.Module, name: s
     return int(matrix.shape[0])
 
 
+@contextlib.contextmanager
+def _telling_of_code(what: str) -> Iterator[None]:
+    """Tell in three lines that the user's own code fails."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            "RCV-E121",
+            f"{what} fails when it is run",
+            f"{type(error).__name__}: {first_line(error)}",
+            "mend it; with ROBUSTCV_DEBUG=1 in the environment robustcv shows where it fails",
+        ) from error
+
+
 def _from_file(rest: str, weights: str | None) -> Loaded:
     """Run the user's file and call the function it names."""
     file, _, function = rest.rpartition(":")
@@ -226,10 +243,12 @@ def _from_file(rest: str, weights: str | None) -> Loaded:
         raise UserError("RCV-E060", f"{path} is not a Python file", "it cannot be run", "give a .py file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)
-    module_spec.loader.exec_module(module)
+    with _telling_of_code(f"{path}"):
+        module_spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         raise unknown_name("function", function, [name for name in vars(module) if not name.startswith("_")])
-    network = getattr(module, function)()
+    with _telling_of_code(f"{function}() in {path}"):
+        network = getattr(module, function)()
     if not isinstance(network, nn.Module):
         raise UserError(
             "RCV-E061",

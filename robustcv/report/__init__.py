@@ -16,7 +16,7 @@ from robustcv.records import Record
 from robustcv.report import summary
 from robustcv.report.blocks import Page, Section
 from robustcv.report.formats import FORMATS
-from robustcv.report.sections import PRINTED, SECTIONS
+from robustcv.report.sections import SECTIONS, printed
 from robustcv.report.text import shown
 from robustcv.report.thinning import PREVIEWS, cases_in, with_cases, with_previews
 from robustcv.report.tiles import tiles
@@ -29,8 +29,8 @@ _FORCED = {
     "between the attacks.",
 }
 _UNCHECKED = (
-    "The checks before the attacks were left out (--skip-preflight): a mistake in feeding the model, or in its labels, "
-    "would not have been noticed."
+    "The checks before the attacks were left out (--skip-preflight) but for two: a mistake in feeding the model, or in "
+    "its labels, would not have been noticed."
 )
 
 __all__ = ["FORMATS", "SECTIONS", "as_a_mistake", "notebook", "render", "require_formats", "write", "write_formats"]
@@ -112,7 +112,7 @@ def _drawn(record: Record, sections: Sequence[Section], banner: str) -> str:
         threat=summary.threat(record),
         made=summary.made(record),
         identity=re.sub(r"[^0-9a-z ·]", "", summary.identity(record)),  # for the style sheet
-        printed=PRINTED,
+        printed=printed(record.verb),
         top=tuple(section for section in sections if section.place != "full"),
         banner=banner,
     )

@@ -16,9 +16,13 @@ def share(name: str, count: float, n: int, note: str = "") -> Cell:
 
 def share_within(name: str, count: int, n: int, before: str = "") -> Cell:
     """Make a cell as `share` does, with the ends of its interval beside it, after ``before``."""
-    cell = share(name, count, n)
+    return with_ends(share(name, count, n), before)
+
+
+def with_ends(cell: Cell, before: str = "") -> Cell:
+    """Set the ends of a cell's interval beside it, after ``before``."""
     assert cell.told is not None
-    return dataclasses.replace(cell, note=before + numbers.ends(cell.told.low, cell.told.high, n))
+    return dataclasses.replace(cell, note=before + numbers.ends(cell.told.low, cell.told.high, cell.told.n))
 
 
 def heat(name: str, count: float, n: int) -> Cell:

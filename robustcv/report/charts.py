@@ -46,11 +46,19 @@ def to_svg(chart: Any, label: str) -> str:
     import vl_convert
 
     svg: str = vl_convert.vegalite_to_svg(shown_json({**chart.to_dict(), "config": _CONFIG}))
-    svg = re.sub(r'<a xlink:href="[^"#]*#', '<a href="#', svg)  # Vega makes a link within the page absolute
+    svg = _slim(re.sub(r'<a xlink:href="[^"#]*#', '<a href="#', svg))  # Vega makes a link within the page absolute
     # what lies inside an img is not told, and its links could not be reached
     role = "group" if "<a " in svg else "img"
     head = f'<svg role="{role}" aria-label="{html.escape(shown(label), quote=True)}" style="max-width:100%;height:auto"'
     return svg.replace("<svg", head, 1)
+
+
+def _slim(svg: str) -> str:
+    """Leave out what Vega writes and nobody sees or hears: unpainted frames, unnamed containers, third decimals."""
+    svg = re.sub(r'<path class="(?:back|fore)ground"(?![^>]*(?:fill|stroke)=)[^>]*/>', "", svg)
+    svg = re.sub(r' role="graphics-object" aria-roledescription="[^"]* container"(?! aria-label)', "", svg)
+    placed = re.compile(r' (?:d|transform)="[^"]*"')
+    return placed.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
 
 
 def _scales(alt: Any, names: list[str]) -> tuple[Any, Any, Any]:
@@ -171,7 +179,9 @@ def reliability(rows: list[Row], *, label: str) -> str:
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
         y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
-        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
+        color=alt.Color(
+            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", symbolStrokeWidth=0)
+        ),
     )
     line = base.mark_line(strokeWidth=1.5).encode(
         strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
@@ -202,7 +212,7 @@ def trade_off(rows: list[Row], *, label: str) -> str:
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
         ),
     )
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
@@ -239,7 +249,7 @@ def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: 
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
         ),
     )
     line = base.mark_line(strokeWidth=2.5).encode(
@@ -270,13 +280,15 @@ def stability(rows: list[Row], *, x_title: str, label: str) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     colour, dash, shape = _scales(alt, names)
     ticks = sorted({row["eps"] for row in rows})
+    one = ticks[0] == ticks[-1]  # which stands in the middle
+    within = {"domain": [0, 2 * ticks[0]], "nice": False} if one else {"nice": False, "padding": 8}
     base = alt.Chart().encode(
-        x=alt.X("eps:Q", title=x_title, scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(values=_spread(ticks))),
+        x=alt.X("eps:Q", title=x_title, scale=alt.Scale(**within), axis=alt.Axis(values=_spread(ticks))),
         color=alt.Color(
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28),
+            legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
         ),
     )
     y = alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(domainMax=1, zero=False))
@@ -373,6 +385,6 @@ def alluvial(rows: list[Row], nodes: list[Row], *, height: float, label: str) ->
             color="var(--text)",
             font=_FONT,
             fontSize=12,
-            limit=120,
+            limit=104,  # pixels between the bars and the edge
         ).encode(x="x:Q", y="y:Q", text="text:N")
     return to_svg(drawn.properties(width=860, height=height), label)

@@ -264,9 +264,7 @@ def _heatmap_panel(
         caption += " · zero: nothing here changes this logit"
     elif ref.error:
         caption += f" · error {100 * ref.error:.{0 if ref.error > 0.095 else 1}f} %"
-    if not first and ref.image == "adversarial":
-        caption += ", attacked"
-    else:
-        caption += f" · ±{scale:.2g}"
+    caption += ", attacked" if not first and ref.image == "adversarial" else ""
+    caption += f" · ±{scale:#.2g}".rstrip(".")
     alt = f"{method} heat map of the {ref.image} image for class {target}, from −{scale:.2g} to {scale:.2g}{error}{gap}"
     return Picture(images.data_uri(picture), alt, caption)

@@ -96,6 +96,8 @@ def plain(value: object) -> str:
     """Write any option value for a table."""
     if value is None:
         return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list | tuple):

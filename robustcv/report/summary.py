@@ -51,16 +51,20 @@ def _audit_sentence(record: Record) -> str:
     where = numbers.threat(robust.eps or 0, robust.norm or "linf")
     text = f"Right on {numbers.percent(clean)} of images, and on {numbers.percent(robust)} under attack at {where}"
     for gate in record.gates:
-        text = _gate_sentence(record, gate)
+        text = gate_sentence(record, gate)
         if gate.outcome != "passed":
             break
-    raised = [check for check in record.checks if check.status == "raised"]
-    if raised:
-        text += f", but {len(raised)} check{'s were' if len(raised) > 1 else ' was'} raised, so the figures may mislead"
-    return text + "."
+    return f"{text}{_but_raised(record)}."
 
 
-def _gate_sentence(record: Record, gate: Gate) -> str:
+def _but_raised(record: Record) -> str:
+    """Write the end of a sentence whose figures a raised check puts in doubt."""
+    raised = sum(status == "raised" for status, _, _ in checks(record))
+    many = f"{raised} check{'s were' if raised > 1 else ' was'} raised"
+    return f", but {many}, so the figures may mislead" if raised else ""
+
+
+def gate_sentence(record: Record, gate: Gate) -> str:
     """Write how a gate was met: the metric with its interval, and where that lies."""
     label = gate.metric.replace("_", " ")
     eps = gate.eps if gate.eps is not None else record.headline_eps
@@ -85,7 +89,8 @@ def _training_sentence(record: Record) -> str:
         return _compare_sentence(record)
     clean = record.metric("clean_accuracy")
     training = record.training
-    how = "" if training is None else f" after {training.epochs[-1].epoch} epochs of {training.objective}"
+    epochs = 0 if training is None else training.epochs[-1].epoch
+    how = "" if training is None else f" after {epochs} epoch{'s' * (epochs != 1)} of {training.objective}"
     if clean is None:
         why = "" if record.verdict == "INCOMPLETE" else "; there was no test split to judge it on"
         return f"{name_of(record)} was trained{how}{why}."
@@ -128,6 +133,7 @@ def _overview_sentence(record: Record) -> str:
     first = f"{names} {stand} most at {numbers.threat(row.eps, row.norm)}: {numbers.percent(metric)}"
     alike = [row for row in rows[1:] if row.paired is not None and row.paired.low <= 0 <= row.paired.high]
     if rows[0] in [row for row, _ in leading]:
+        alike = [each for each in alike if each not in [row for row, _ in leading]]
         unsure = f"; {len(alike)} of the others cannot be told apart from {rows[0].name}" if alike else ""
     else:
         unsure = f", not to be told apart from {rows[0].name}" if row in alike else ""
@@ -147,9 +153,11 @@ def _compare_sentence(record: Record) -> str:
     where = numbers.threat(pair.eps or 0, pair.norm or "linf")
     robust = f"Robust accuracy at {where}"
     if pair.low <= 0 <= pair.high:
-        return f"{robust} of {a} ({before}) and {b} ({after}) cannot be told apart on the same {n:,} images."
-    word = "rises" if pair.difference > 0 else "falls"
-    return f"{robust} {word} from {before} ({a}) to {after} ({b}) on the same {n:,} images."
+        told = f"{robust} of {a} ({before}) and {b} ({after}) cannot be told apart on the same {n:,} images"
+    else:
+        word = "rises" if pair.difference > 0 else "falls"
+        told = f"{robust} {word} from {before} ({a}) to {after} ({b}) on the same {n:,} images"
+    return f"{told}{_but_raised(record)}."
 
 
 _SENTENCES: dict[str, Callable[[Record], str]] = {
@@ -173,6 +181,10 @@ def paired_headline(record: Record) -> PairedMetric | None:
 def threat(record: Record) -> str:
     """Say in a sentence what attackers were allowed, and know; empty where nobody attacked."""
     attacks = record.attacks if record.comparison is None else record.comparison.b.attacks
+    if record.stability and not attacks:
+        row = max(record.stability, key=lambda each: each.eps)
+        within = numbers.eps_long(row.eps, row.norm)
+        return f"Threat to the maps: whoever knows the weights changes each image within {within}."
     if not attacks or record.headline_eps is None:
         return ""
     knows = "asks for answers alone" if black_box(attacks) else "knows the weights"

@@ -15,6 +15,11 @@ def shown(value: Any) -> Any:
     return _UNSAFE.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
+def shortened(name: str, most: int = 13) -> str:
+    """Leave out the middle of a long name: what tells names apart is often at the end."""
+    return name if len(name) <= most else f"{name[: most - 5]}…{name[-4:]}"
+
+
 def shown_json(value: Any) -> str:
     """Write JSON whose texts are safe to show."""
 

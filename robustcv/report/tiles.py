@@ -52,7 +52,7 @@ def _with_delta(tile: Tile, pair: PairedMetric | None, record: Record) -> Tile:
 def _delta(pair: PairedMetric, against: str) -> dict[str, Any]:
     return {
         "delta": f"{numbers.arrow(pair.difference)} {numbers.points(pair.difference)}",
-        "delta_note": f"{against}, paired",
+        "delta_note": f"{against}, paired, 95{numbers.NBSP}% CI {numbers.between(pair.low, pair.high)}",
         "better": None if pair.low <= 0 <= pair.high else pair.difference > 0,
     }
 
@@ -111,26 +111,14 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
     assert training is not None
     kept = next(epoch for epoch in training.epochs if epoch.epoch == training.selected_epoch)
     n = kept.validation_n
-    made = [
-        Tile(
-            "Validation accuracy",
-            numbers.share(kept.validation_correct / n, n),
-            f"epoch {kept.epoch}, the one kept; n{numbers.NBSP}={numbers.NBSP}{n:,}",
-            told=cells.told("validation", kept.validation_correct, n),
-        )
-    ]
+    made = [_counted("Validation accuracy", "validation", kept.validation_correct, n, f"epoch {kept.epoch}, kept")]
     if kept.validation_robust is not None:
         at = numbers.eps_short(_eps(record), str(record.options.get("norm")))
         against = record.options.get("against")
         by = training.attack or f"PGD-{record.options.get('steps')}"
-        made.append(
-            Tile(
-                "Validation, attacked" if against else f"Validation, attacked at {at}",
-                numbers.share(kept.validation_robust / n, n),
-                f"{by} alone; audit for the worst case",
-                told=cells.told("validation, attacked", kept.validation_robust, n),
-            )
-        )
+        label = "Validation, attacked" if against else f"Validation, attacked at {at}"
+        note = f"{by} alone; audit for the worst case"
+        made.append(_counted(label, "validation, attacked", kept.validation_robust, n, note))
     made.append(_metric_tile("Calibration error", record.metric("calibration_error"), "no test split"))
     seconds = sum(epoch.seconds for epoch in training.epochs)
     each = seconds / max(1, training.epochs[-1].epoch)
@@ -138,20 +126,24 @@ def _training_tiles(record: Record) -> tuple[Tile, ...]:
     return tuple(made[:3])
 
 
+def _counted(label: str, name: str, count: float, n: int, note: str) -> Tile:
+    """Make the tile of a count with its interval, and a remark."""
+    told = cells.told(name, count, n)
+    within = numbers.interval_of(told.low, told.high, n)
+    return Tile(label, numbers.share(count / n, n), f"{within}; {note}", told=told)
+
+
 def _tuning_tiles(tuning: Tuning) -> tuple[Tile, ...]:
     best = next(trial for trial in tuning.trials if trial.number == tuning.best)
     n, done = tuning.validation_n, [trial for trial in tuning.trials if trial.state == "finished"]
-    robust = "not run" if best.robust is None else numbers.share(best.robust, n)
-    where = f"trial {best.number}; n{numbers.NBSP}={numbers.NBSP}{n:,}"
+    robust = Tile("Validation, attacked", "not run", "")
+    if best.robust is not None:
+        note = "by the attack of training alone"
+        robust = _counted(robust.label, "validation, attacked", best.robust * n, n, note)
     seconds = sum(trial.seconds for trial in tuning.trials)
     return (
-        Tile(
-            "Validation accuracy",
-            numbers.share(best.clean or 0, n),
-            where,
-            told=cells.told("validation", (best.clean or 0) * n, n),
-        ),
-        Tile("Validation, attacked", robust, "by the attack of training alone" if best.robust is not None else ""),
+        _counted("Validation accuracy", "validation", (best.clean or 0) * n, n, f"trial {best.number}"),
+        robust,
         Tile("Trials", f"{len(done):,}", f"finished, of {len(tuning.trials):,}"),
         Tile("Time", numbers.duration(seconds), "of all trials"),
     )

@@ -27,7 +27,7 @@ from robustcv.evaluation.certify import (
 from robustcv.evaluation.cost import cost
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for, plan_of
-from robustcv.evaluation.preflight import preflight, require_some_right
+from robustcv.evaluation.preflight import indispensable, preflight, require_some_right
 from robustcv.evaluation.replay import Replayable, replayable
 from robustcv.evaluation.robustness import measure, over_seeds, passes
 from robustcv.evaluation.worst_case import WorstCase, robust_metrics
@@ -42,7 +42,7 @@ from robustcv.verbs.evidence import evidence_of, flows_of
 from robustcv.verbs.explained import require_masks
 from robustcv.verbs.followed import Followed, follow, measures_of, require_maps
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_alike, require_baseline
-from robustcv.verbs.pairing import Saved, attacked_alike, hashes_and_labels, pairs_with, require_same_images
+from robustcv.verbs.pairing import Saved, attacked_alike, escalated, hashes_and_labels, pairs_with, require_same_images
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -112,6 +112,13 @@ def audit(
         black_box = True  # the checks raise it; what can be measured without gradients is
         plan, escalation = _plans(options, method_options, black_box=True)
         explain = black_box_explainers(methods, ["integrated_gradients"])
+    if "bounds" in options["certify"] and options["eot"] > 1:
+        raise UserError(
+            "RCV-E084",
+            "--certify bounds and --eot do not go together",
+            "a mean of random answers has no bounds",
+            "leave one of them out; --certify smoothing is about random answers",
+        )
     if "bounds" in options["certify"]:  # told now, not after the attacks
         require_boundable(loaded.classifier, options["norm"], chosen.shape)
     if options["eight_bit"] and not data.eight_bit:
@@ -136,7 +143,9 @@ def audit(
         classifier = plain if options["eot"] == 1 else Eot(plain, options["eot"]).eval()
         predictions = _predict(classifier, chosen, device, options["batch_size"], progress)
         checks: tuple[records.Check, ...] = ()
-        if not options["skip_preflight"] and not stopping.asked():
+        if options["skip_preflight"] and not stopping.asked():
+            checks = indispensable(classifier, chosen, device)
+        elif not stopping.asked():
             with progress.stage("preflight", 1):
                 checks = preflight(
                     classifier,
@@ -212,12 +221,13 @@ def audit(
     gates = judge_floors(bars, metrics, on=options["gate_on"])
     pairs: tuple[records.PairedMetric, ...] = ()
     if baseline is not None:
-        gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"])
-        eps = headline if alike else None
+        more = escalated(outcome.results)
+        gates += judge_drops(bars, verdicts, baseline, options["norm"], on=options["gate_on"], escalated_now=more)
+        eps = headline if alike and more == escalated(baseline.record.attacks) else None
         pairs = () if stopping.asked() else pairs_with(baseline, verdicts, options["norm"], eps)
     if stopping.asked():  # images that no attack has met stand for nothing
         gates = [gate.model_copy(update={"outcome": "across"}) for gate in gates]
-    verdict, exit_code = conclude(gates, (*checks, *flags))
+    verdict, exit_code = conclude(gates, checks, flags)
     files["evidence/verdicts.safetensors"] = runs.pack_arrays(verdicts)
     kept, evidence = (None, {}) if settled is None else evidence_of(chosen, settled)
     files |= evidence

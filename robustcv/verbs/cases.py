@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import draws, records, runs, runtime
+from robustcv import draws, records, runs
 from robustcv.attacks.norms import NORMS
+from robustcv.classifier import right
 from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.attribution import explain_images
+from robustcv.evaluation.block import within
 from robustcv.evaluation.worst_case import WorstCase
 from robustcv.explainers import EXPLAINERS, Explanation
 from robustcv.runtime import Progress
@@ -59,7 +61,8 @@ def draw_cases(
         attacked = outcome.candidate(row, tried[1]) if predictions.correct[row] else None
         fields: dict[str, Any] = {}
         if attacked is not None:
-            fields = _measure(classifier, clean, attacked[None], int(images.labels[row]), device)
+            ball = outcome.norm, tried[1]
+            fields = _measure(classifier, clean, attacked[None], int(images.labels[row]), device, *ball)
             fields |= {"attack": tried[0], "norm": outcome.norm, "eps": tried[1]}
         state: Literal["broken", "survived", "wrong when clean"]
         state = "broken" if broken_by else "survived" if attacked is not None else "wrong when clean"
@@ -81,22 +84,21 @@ def draw_cases(
 
 
 def _measure(
-    classifier: nn.Module, clean: Tensor, attacked: Tensor, label: int, device: torch.device
+    classifier: nn.Module, clean: Tensor, attacked: Tensor, label: int, device: torch.device, norm: str, eps: float
 ) -> dict[str, Any]:
-    """Predict an attacked image again, alone, and its 8-bit version; measure the change."""
+    """Predict an attacked image again, alone, and the PNG that shows it; measure the change."""
     rounded = (attacked * 255).round() / 255
-    both = torch.cat([attacked, rounded])
     with torch.no_grad():
-        answers = runtime.in_chunks(lambda some: classifier(both[some].to(device)).double().cpu(), len(both), len(both))
-    logits = torch.cat(answers)
-    answer = Predictions(logits[:1], torch.tensor([label]))
+        logits, of_png = (classifier(each.to(device)).double().cpu() for each in (attacked, rounded))
+    answer = Predictions(logits, torch.tensor([label]))
+    fools = not bool(right(of_png, torch.tensor([label]))[0])
     return {
         "adversarial_prediction": int(answer.classes[0]),
         "adversarial_confidence": float(answer.confidences[0]),
         "linf": float(NORMS["linf"].distance(attacked, clean)[0]),
         "l2": float(NORMS["l2"].distance(attacked, clean)[0]),
         "l0": int(NORMS["l0"].distance(attacked, clean)[0]),
-        "exact_8bit": bool(logits[1].argmax() != label),
+        "exact_8bit": fools and bool(within(rounded, clean, NORMS[norm], eps)[0]),
     }
 
 

@@ -147,4 +147,13 @@ def _changed(a: records.Record, b: records.Record) -> dict[str, tuple[str, str]]
 
     left, right = flat(a), flat(b)
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    return {key: (str(left.get(key, "not set")), str(right.get(key, "not set"))) for key in keys}
+    return {key: (_written(left.get(key)), _written(right.get(key))) for key in keys}
+
+
+def _written(value: Any) -> str:
+    """Write an option's value as a person would."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_written, value)) or "none"
+    return (
+        {None: "not set", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+    )

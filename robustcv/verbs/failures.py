@@ -28,7 +28,9 @@ class Failure(BaseModel):
     attack: str = "an attack"
     norm: str
     eps: float = Field(gt=0, allow_inf_nan=False)
+    distance: float | None = None
     prediction: int | None = None
+    form: str | None = None
     evidence: str
 
 

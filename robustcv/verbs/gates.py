@@ -6,10 +6,14 @@ from typing import Any, Literal
 
 from robustcv import records, runs, runtime
 from robustcv.errors import DONE, GATE_FAILED, INCONCLUSIVE, UserError, unknown_name
-from robustcv.verbs.pairing import Saved, equal_eps, pairs_with
+from robustcv.verbs.pairing import Saved, equal_eps, escalated, pairs_with
 from robustcv.verbs.prepare import parse_eps
 
 METRICS = ("clean_accuracy", "robust_accuracy", "corruption_accuracy")
+SLACK = 1e-9  # of a share: 0.78 - 0.80 is a little less than -0.02 in floating point
+# raised checks that can only mean that robustness is overstated: a gate that failed all the same has failed
+FLATTERING = ("logits", "deterministic", "no optimisation inside", "usable gradients", "plausible eps",
+              "trial attack within eps", "apart from training images", "finite outputs")  # fmt: skip
 Kind = Literal["floor", "drop"]
 On = Literal["interval", "point"]
 
@@ -121,6 +125,15 @@ def judge_floors(bars: Sequence[Bar], metrics: tuple[records.Metric, ...], *, on
     return judged
 
 
+def judged_again(gate: records.Gate, metrics: tuple[records.Metric, ...]) -> str:
+    """Give the outcome that a recorded gate must have, from the metrics, or, of a drop, from its own interval."""
+    bar = Bar(gate.name, gate.kind, gate.metric, gate.threshold, gate.eps)
+    if gate.kind == "floor":
+        return judge_floors([bar], metrics, on=gate.on)[0].outcome
+    low, high = (0.0 if end is None else end for end in (gate.low, gate.high))
+    return _judged(bar, gate.value, low, high, gate.norm, gate.on).outcome
+
+
 def require_baseline(bars: Sequence[Bar], baseline: Saved | None, norm: str) -> None:
     """Refuse a gate on a drop that could not be judged, before any work is done.
 
@@ -167,18 +180,26 @@ def _tried(baseline: Saved, norm: str) -> list[float]:
     return [each.eps for each in baseline.record.attacks if each.norm == norm]
 
 
-def judge_drops(bars: Sequence[Bar], now: runs.Arrays, baseline: Saved, norm: str, *, on: On) -> list[records.Gate]:
-    """Hold each drop against the paired difference to a baseline on the same images."""
+def judge_drops(
+    bars: Sequence[Bar], now: runs.Arrays, baseline: Saved, norm: str, *, on: On, escalated_now: bool
+) -> list[records.Gate]:
+    """Hold each drop against the paired difference to a baseline on the same images.
+
+    Where a raised check brought further attacks to one of the two alone, robust accuracies cannot be told apart.
+    """
     judged = []
+    alike = escalated(baseline.record.attacks) == escalated_now
     for bar in (each for each in bars if each.kind == "drop"):
         pair = next(each for each in pairs_with(baseline, now, norm, bar.eps) if each.name == bar.metric)
-        judged.append(_judged(bar, pair.difference, pair.low, pair.high, norm if bar.eps else None, on))
+        gate = _judged(bar, pair.difference, pair.low, pair.high, norm if bar.eps else None, on)
+        unlike = bar.metric == "robust_accuracy" and not alike
+        judged.append(gate.model_copy(update={"outcome": "across"}) if unlike else gate)
     return judged
 
 
 def _judged(bar: Bar, value: float | None, low: float, high: float, norm: str | None, on: On) -> records.Gate:
     """Judge one bar; a drop is a difference that must not lie below minus its threshold."""
-    level = bar.threshold if bar.kind == "floor" else -bar.threshold
+    level = (bar.threshold if bar.kind == "floor" else -bar.threshold) - SLACK
     outcome: Literal["passed", "failed", "across"]
     if on == "point" and value is not None:
         outcome = "passed" if value >= level else "failed"
@@ -199,12 +220,19 @@ def _judged(bar: Bar, value: float | None, low: float, high: float, norm: str | 
     )
 
 
-def conclude(gates: Sequence[records.Gate], checks: tuple[records.Check, ...]) -> tuple[records.Verdict, int]:
-    """Give verdict and exit code; a raised check makes the verdict inconclusive unless a gate has failed anyway."""
-    raised = any(check.status == "raised" for check in checks)
+def conclude(
+    gates: Sequence[records.Gate], preflight: Sequence[records.Check], flags: Sequence[records.Check]
+) -> tuple[records.Verdict, int]:
+    """Give verdict and exit code; a raised check makes the verdict inconclusive.
+
+    A gate that failed stays failed where what was raised can only mean that the figures are too good: masked gradients
+    do, labels or preprocessing that are wrong do not.
+    """
+    wrongly_fed = any(check.status == "raised" and check.check not in FLATTERING for check in preflight)
+    raised = wrongly_fed or any(check.status == "raised" for check in (*preflight, *flags))
     outcomes = {gate.outcome for gate in gates}
-    if "failed" in outcomes:
+    if "failed" in outcomes and not wrongly_fed:
         return "FAIL", GATE_FAILED
-    if "across" in outcomes or raised:
+    if outcomes & {"across", "failed"} or raised:
         return "INCONCLUSIVE", INCONCLUSIVE if gates else DONE
     return ("PASS" if gates else "NO GATE"), DONE

@@ -156,7 +156,8 @@ def _audited(
             return Saved.read(folder)
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     try:
-        found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
+        with runs.noting(kept):
+            found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
         stopping.at_boundary()  # half an audit is none
         described = {"model": name, "data": sets.spec, **found.record.options}
         record = found.record.model_copy(update={"training": None, "options": described})

@@ -175,7 +175,13 @@ def attacked_alike(
     return norm == options["norm"] and equal_eps(eps, headline) and plan_told(baseline) == now
 
 
+def escalated(attacks: Sequence[records.AttackResult]) -> bool:
+    """Tell whether a raised check brought more attacks than were planned."""
+    return any(each.reason == "escalation" for each in attacks)
+
+
 def _told(options: Mapping[str, Any], attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     how = [f"{name} {options.get(name)}" for name in ("eight_bit", "eot")]
+    how += [f"{name} {options.get(name, least)}" for name, least in (("seeds", 1), ("agreement", 0))]  # break more, too
     how.append(f"precision {options.get('precision', 'float32')}")  # audits of before had no other
     return [*how, *sorted({f"{name} {json.dumps(own, sort_keys=True)}" for name, own in attacks})]

@@ -3,7 +3,9 @@
 import contextlib
 import inspect
 import json
+import math
 import platform
+import shlex
 import sys
 import time
 import typing
@@ -12,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from robustcv import records, runs, runtime
 from robustcv.attacks.norms import NORMS
@@ -47,7 +50,6 @@ class Clock:
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self._start = time.monotonic()
-        runtime.forget_notes()
 
     def environment(self, device: torch.device) -> records.Environment:
         """Describe where the run was made and how long it took."""
@@ -59,9 +61,16 @@ class Clock:
             packages=runtime.versions(),
             started=self.started.isoformat(timespec="seconds"),
             seconds=time.monotonic() - self._start,
-            command=" ".join(["robustcv", *sys.argv[1:]]) if sys.argv[0].endswith("robustcv") else "python",
+            command=_command(),
             notes=runtime.notes(),
         )
+
+
+def _command() -> str:
+    """Give the command as it can be pasted again; ``python`` where Python called a function."""
+    program = Path(sys.argv[0])
+    as_module = program.name in ("__main__.py", "cli.py") and program.parent.name == "robustcv"
+    return shlex.join(["robustcv", *sys.argv[1:]]) if program.name == "robustcv" or as_module else "python"
 
 
 def version() -> str:
@@ -78,7 +87,10 @@ def parse_eps(value: Any) -> float:
         If it is not a number.
     """
     try:
-        return float(Fraction(value)) if isinstance(value, str) else float(value)
+        found = _number(value) if isinstance(value, str) else float(value)
+        if math.isnan(found):
+            raise ValueError("not a number")
+        return found
     except (ValueError, ArithmeticError, TypeError) as error:
         raise UserError(
             "RCV-E002", f"eps {value!r} is not a number", "eps is a radius in units of [0, 1]", "write 8/255 or 0.0314"
@@ -96,9 +108,11 @@ def parse_sweep(eps: Any, norm: str, *, sweep: bool) -> tuple[list[float], tuple
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)
     given = [parse_eps(each) for each in (eps if isinstance(eps, list | tuple) else [eps])]
+    if not given:
+        raise UserError("RCV-E002", "no eps was given", "robust accuracy is about changes of some size", "--eps 8/255")
     limit = 1.0 if norm == "linf" else float("inf")
     for value in given:
-        if not 0 < value <= limit or (norm == "l0" and not value.is_integer()):
+        if not 0 < value <= limit or value == math.inf or (norm == "l0" and not value.is_integer()):
             allowed = "(0, 1]" if norm == "linf" else "what L0 allows: 1, 2, ..." if norm == "l0" else "above 0"
             hint = f"did you mean {value:g}/255?" if value > 1 else "use a radius above 0, such as 8/255"
             raise UserError(
@@ -176,9 +190,14 @@ def _read(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return float(Fraction(text))
+        return _number(text)
     except (ValueError, ArithmeticError):
         return text
+
+
+def _number(text: str) -> float:
+    """Read a decimal or a fraction; a fraction has no exponent, so that none can be as long as memory."""
+    return float(Fraction(text)) if "/" in text else float(text)
 
 
 def _checked(function: Any, method: str, key: str, value: Any) -> Any:
@@ -207,7 +226,15 @@ def _checked(function: Any, method: str, key: str, value: Any) -> Any:
     ):
         why = "a method that takes no step, or none of any size, would count as one that failed"
         raise UserError("RCV-E008", f"{method}.{key}={value} is not above 0", why, f"--set {method}.{key}=1 or more")
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    if isinstance(checked, float) and not (low < checked < high):
+        allowed = f"between {low:g} and {high:g}" if key in _RANGES else "a finite number"
+        told = f"{method}.{key}={value} is not {allowed}"
+        raise UserError("RCV-E008", told, "nothing could be measured with it", f"--set {method}.{key}=...")
     return checked
+
+
+_RANGES = {"sigma": (0.0, math.inf), "alpha": (0.0, 0.5)}
 
 
 def device_of(loaded: Loaded, name: str) -> torch.device:
@@ -411,7 +438,7 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
     try:
         with frozen(classifier), torch.no_grad():
             logits = classifier(probe.to(device))
-    except RuntimeError as error:
+    except Exception as error:  # a model may raise anything: torch._assert, its own checks of size
         c, h, w = images.shape
         raise UserError(
             "RCV-E072",
@@ -419,10 +446,11 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
             first_line(error, 160),
             "make them the size it was trained on (--resize), or resize inside: robustcv.Classifier(network, size=...)",
         ) from error
-    if logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        what = f"outputs of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(
             "RCV-E070",
-            f"the model gives outputs of shape {tuple(logits.shape)} for one image",
+            f"the model gives {what} for one image",
             "a classifier gives one row of logits for each image",
             "return logits n k",
         )

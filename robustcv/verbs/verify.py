@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustcv import records, runs
+from robustcv import records, runs, stats
 from robustcv.attacks.norms import NORMS
 from robustcv.attacks.wrappers import Eot
 from robustcv.classifier import right
@@ -22,7 +22,9 @@ from robustcv.models import checkpoint
 from robustcv.models import load as load_classifier
 from robustcv.runtime import Progress
 from robustcv.verbs.failures import Failure, failures_of, replays
-from robustcv.verbs.prepare import judged
+from robustcv.verbs.gates import conclude, judged_again
+from robustcv.verbs.pairing import equal_eps
+from robustcv.verbs.prepare import judged, parse_eps
 
 
 def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress) -> tuple[records.Check, ...]:
@@ -58,13 +60,14 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
     except (KeyError, ValueError) as error:
         told = "cases.jsonl is missing or was changed"
         return (*found, _check("counts", [f"{told}: {first_line(error)}"], "", "restore the run folder"))
-    found.append(_counts(record, files, lines))
+    found += [_counts(record, files, lines), _conclusions(record)]
     with judged(classifier) as plain, progress.stage("replay", len(lines)) as advance:
         eot = record.options.get("eot", 1)
         asked = Eot(plain, eot).eval() if isinstance(eot, int) and eot > 1 else plain
-        wrong = []
+        wrong, as_png = [], 0
         for line, clean, attacked in replays(files, lines):
             why: str | None
+            as_png += attacked is not None and attacked.dtype == torch.uint8
             try:
                 why = _why_not(asked, record, line, clean, attacked)
             except (UserError, RuntimeError, ValueError, KeyError) as error:  # evidence that was tampered with
@@ -72,6 +75,8 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
             if why is not None:
                 wrong.append(f"image {line.index}: {why}")
             advance(1)
+    if as_png != record.evidence.eight_bit:
+        wrong.append(f"the record counts {record.evidence.eight_bit} 8-bit images, {as_png} are there")
     figure = (
         f"{len(lines) - len(wrong)} of {len(lines)} failures hold: in the ball, in [0, 1], right before, wrong after"
     )
@@ -141,6 +146,9 @@ def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Fail
     if clean is None or clean.count != int(correct.sum()) or clean.n != len(correct):
         wrong.append(f"clean accuracy: the verdicts say {int(correct.sum())} of {len(correct)}")
     metrics = [each for each in record.metrics if each.name == "robust_accuracy" and each.attack is None]
+    tried = sorted({each.eps for each in record.attacks if each.reason == "plan"})
+    if sorted(each.eps or 0 for each in metrics) != tried:
+        wrong.append(f"{len(metrics)} robust accuracies for {len(tried)} eps attacked")
     for metric in metrics:
         stands = int((broken_at > (metric.eps or 0) * (1 + 1e-9)).sum())
         if stands != metric.count or metric.n != len(correct):
@@ -149,6 +157,34 @@ def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Fail
     return _check(
         "counts", wrong, "the record was changed" if wrong else figure, "restore the run folder, or audit again"
     )
+
+
+def _conclusions(record: records.Record) -> records.Check:
+    """Hold intervals, gates, headline and verdict against the counts they follow from."""
+    wrong = []
+    for metric in record.metrics:
+        if metric.name not in ("clean_accuracy", "robust_accuracy") or metric.count is None:
+            continue
+        ends = stats.wilson(metric.count, metric.n, metric.level)
+        told = [np.nan if end is None else end for end in (metric.low, metric.high)]
+        if not np.allclose(ends, told, rtol=0, atol=1e-6):
+            wrong.append(f"the interval of {metric.name} is {ends.low:.4f} to {ends.high:.4f}")
+    asked = record.options.get("eps")
+    asked = asked[0] if isinstance(asked, list | tuple) else asked
+    if asked is not None and not equal_eps(parse_eps(asked), record.headline_eps or 0.0):
+        wrong.append(f"the headline is eps {asked}, by the options")
+    for gate in record.gates:
+        if gate.outcome != "across" and gate.outcome != judged_again(gate, record.metrics):
+            wrong.append(f"the gate {gate.name} is not {gate.outcome}")
+    if not record.flags and any(each.name not in records.GRADIENT_FREE for each in record.attacks):
+        wrong.append("the checks after the attacks are missing")
+    if not record.preflight and not record.options.get("skip_preflight"):
+        wrong.append("the checks before the attacks are missing")
+    verdict, code = conclude(record.gates, record.preflight, record.flags)
+    if (verdict, code) != (record.verdict, record.exit_code):
+        wrong.append(f"the verdict is {verdict}, exit code {code}")
+    figure = f"intervals, {len(record.gates)} gates, {len(record.checks)} checks and the verdict follow from the counts"
+    return _check("conclusions", wrong, "the record was changed" if wrong else figure, "audit again")
 
 
 def _why_not(
@@ -173,6 +209,15 @@ def _why_not(
     with torch.no_grad():
         if not right(classifier(before), label):
             return "the model is wrong on its clean image already"
-        if right(classifier(after), label):
+        logits = classifier(after)
+        if right(logits, label):
             return "the model is right on its attacked image"
-    return None
+    if line.prediction is not None and bool(logits.isfinite().all()) and int(logits.argmax()) != line.prediction:
+        return f"its attacked image is not taken for class {line.prediction}"
+    if line.distance is not None and abs(line.distance - distance) > TOLERANCE * max(1.0, distance):
+        return f"it was changed by {distance:.6g}, not by {line.distance:.6g}"
+    if line.form is not None and line.form != ("png" if attacked.dtype == torch.uint8 else "float"):
+        return f"it is no {line.form}"
+    if line.attack not in {each.name for each in record.attacks}:
+        return f"no attack of this run is named {line.attack}"
+    return None if line.evidence == f"{line.index:07d}" else "its evidence is that of another image"

@@ -45,6 +45,26 @@ SECTIONS: dict[str, Callable[[Record, Mapping[str, bytes]], Section | None]] = {
     "glossary": glossary,
 }
 # what stands on paper where only the summary is printed: four A4 pages at most
-PRINTED = frozenset(
-    {"overview", "curve", "findings", "limits", "paired", "classes", "certified", "threat", "reproduce"}
-)
+_PRINTED = {
+    "overview",
+    "curve",
+    "findings",
+    "limits",
+    "paired",
+    "classes",
+    "certified",
+    "beyond",
+    "threat",
+    "reproduce",
+}
+_PRINTED_OF = {
+    "explain": {"explanations", "league", "stability"},
+    "train": {"training"},
+    "harden": {"training"},
+    "tune": {"tuning"},
+}
+
+
+def printed(verb: str) -> frozenset[str]:
+    """Name the sections of a verb's page that stand on paper where only the summary is printed."""
+    return frozenset(_PRINTED | _PRINTED_OF.get(verb, set()))

@@ -23,7 +23,8 @@ def beyond(record: Record, files: Files) -> Section | None:
     parts = ["never mixed with the worst case above"]
     parts += ["corruptions are statistical evidence (ISO/IEC TR 24029-1), the others empirical"] if error else []
     if error is not None:
-        parts.append(f"mean corruption error {numbers.percent(error)} ({numbers.interval(error)})")
+        told = f"mean corruption error {numbers.percent(error)} ({numbers.interval(error)})"
+        parts.append(f"{told}, not scaled by that of a reference model")
     return Section("beyond", "Beyond norm balls", " · ".join(parts), tuple(blocks), "Other threats")
 
 
@@ -35,7 +36,7 @@ def _threats(record: Record) -> Table:
         rows.append(
             (
                 Cell(threat.name, numbers.plain(threat.options) if threat.options else ""),
-                Cell(numbers.percent(metric), "" if metric is None else numbers.interval(metric), number=True),
+                cells.metric(metric),
                 Cell(f"{threat.broken:,} of {threat.attempted:,}", control, number=True),
                 Cell(f"{threat.forward:,}", number=True),
                 Cell(f"{threat.backward:,}", number=True),
@@ -49,8 +50,8 @@ def _threats(record: Record) -> Table:
 def _patch(threat: OtherThreat, files: Files) -> Gallery:
     assert threat.file is not None
     uri = images.data_uri(images.decode(files[threat.file]))
-    picture = Picture(uri, "the trained patch", "patch.png, to print")
-    return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=5)
+    picture = Picture(uri, "the trained patch", "evidence/patch.png in the folder of the run, to print")
+    return Gallery((Item("The patch", (Strip((picture,)),), ""),), columns=3)
 
 
 def _corruptions(found: tuple[CorruptionRow, ...], files: Files) -> Table:

@@ -60,7 +60,7 @@ def _table(rows: list[Certified]) -> Table:
             Cell(f"{row.n:,}", number=True),
             cells.share("certified_accuracy", row.certified, row.n),
             cells.share("robust_accuracy", row.n - row.broken, row.n),
-            Cell(f"{100 * row.low:.1f} to {100 * row.high:.1f}{numbers.NBSP}%", number=True),
+            Cell(f"{numbers.ends(row.low, row.high, row.n)}{numbers.NBSP}%", number=True),
         )
         for k, row in enumerate(rows)
     )
@@ -73,5 +73,5 @@ def _settings(row: Certified) -> str:
     return (
         f"Noise of standard deviation {details['sigma']:g}, {details['samples']:,} votes an image, each radius wrong "
         f"with a chance of at most {details['alpha']:g} (Clopper and Pearson); unanimous votes certify "
-        f"{details['largest radius']:.3f}, and no more can be had; {details['abstained']} images without an answer."
+        f"{details['largest radius']:.3f}, the most that votes can; {details['abstained']} images without an answer."
     )

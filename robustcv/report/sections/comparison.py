@@ -10,12 +10,15 @@ Files = Mapping[str, bytes]
 
 
 def paired(record: Record, files: Files) -> Section | None:
-    """Tabulate the paired differences."""
-    if record.comparison is None:
+    """Tabulate the paired differences, of two runs or to a baseline."""
+    if record.comparison is not None:
+        a, b, pairs = record.comparison.a.name, record.comparison.b.name, record.comparison.paired
+    else:
+        a, b, pairs = record.baseline or "baseline", "this run", record.paired
+    if not pairs:
         return None
-    a, b = record.comparison.a.name, record.comparison.b.name
     rows = []
-    for pair in record.comparison.paired:
+    for pair in pairs:
         n = pair.both + pair.only_a + pair.only_b + pair.neither
         name = "clean" if pair.eps is None else numbers.threat(pair.eps, pair.norm or "linf")
         rows.append(

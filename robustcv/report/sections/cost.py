@@ -29,7 +29,7 @@ def _size(model: Model, made: Cost, device: str) -> str:
     size = f"{model.parameters:,} parameters, {made.weight_bytes / 1e6:,.2f}{numbers.NBSP}MB of weights"
     size += "" if made.flops is None else f", {_giga(made.flops)} an image (two for each multiply-add)"
     where = f" on {device}" if device else ""  # comparisons of before did not keep it
-    return f"{size}, timed alone{where}, {made.threads} thread{'s' if made.threads != 1 else ''}"
+    return f"{size}, the model alone{where}, {made.threads} thread{'s' if made.threads != 1 else ''}"
 
 
 def _row(each: Latency) -> tuple[Cell, ...]:

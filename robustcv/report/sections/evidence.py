@@ -39,8 +39,8 @@ def calibration(record: Record, files: Files) -> Section | None:
     label = f"Accuracy against confidence; {told}"
     if misled is not None:
         where = numbers.threat(misled.eps or 0.0, misled.norm or "linf")
-        told += f", {numbers.percent(misled)} ({numbers.interval(misled)}) at {where}, images that fell as they fell "
-        told += "and the others clean"
+        told += f", {numbers.percent(misled)} ({numbers.interval(misled)}) at {where}: "
+        told += "fallen images with their answer under attack, the others with their clean one"
         label += f"; under attack {numbers.percent(misled)}"
     table = Table(
         ("images", "confidence", "mean confidence", "accuracy", "n"),

@@ -52,7 +52,9 @@ def explanations(record: Record, files: Files) -> Section | None:
 def _method_row(prefix: str, result: ExplainerResult, chosen: str) -> tuple[Cell, ...]:
     details = result.details
     how = [str(details[key]) for key in ("layer", "regions") if key in details]
-    how += [f"{details[key]} {key}" for key in ("steps", "samples") if key in details]
+    for key in ("steps", "samples"):
+        if (given := details.get(key)) is not None:
+            how.append(f"{key} {given}" if isinstance(given, str) else f"{given} {key}")
     reused = f"{result.reused:,} shared with other methods" if result.reused > 0 else ""
     return (
         Cell(f"{prefix}{named(result.method)}", " · ".join(how)),

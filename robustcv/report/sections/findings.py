@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from robustcv import stats
-from robustcv.records import Record
+from robustcv.records import GRADIENT_FREE, Record
 from robustcv.report import numbers
 from robustcv.report.blocks import Bullet, Bullets, Section
-from robustcv.report.summary import headline
+from robustcv.report.summary import gate_sentence, headline
 
 Files = Mapping[str, bytes]
 
@@ -51,7 +51,7 @@ def _weakest_class(record: Record) -> Bullet | None:
         f"Class {worst.name!r} stands least{who}: {clean} clean, {robust} under attack ({within}){told}",
         "RCV-F02",
         "classes",
-        "medium",
+        "medium" if worst.p_value is None or worst.p_value < 0.05 else "low",
     )
 
 
@@ -62,7 +62,7 @@ def _one_step_flatters(record: Record) -> Bullet | None:
         return None
     gap = single.count - worst.count
     low, high = stats.wilson(gap, worst.n)
-    told = f"{single.attack} alone would overstate robustness by {100 * gap / worst.n:.1f} pp"
+    told = f"{single.attack} alone would overstate robustness by {numbers.share(gap / worst.n, worst.n)[:-1]}pp"
     return Bullet(f"{told} ({numbers.interval_of(low, high, worst.n)})", "RCV-F03", "threat", "low")
 
 
@@ -137,6 +137,60 @@ def _traded(record: Record) -> Bullet | None:
     )
 
 
+def _gates_not_passed(record: Record) -> Bullet | None:
+    told = [gate_sentence(record, gate) for gate in record.gates if gate.outcome != "passed"]
+    return Bullet(f"{'. '.join(told)}.", "RCV-F10", "curve" if record.attacks else "", "high") if told else None
+
+
+def _found_without_gradients(record: Record) -> Bullet | None:
+    found = record.agreement
+    if found is None:
+        return None
+    alone = [(name, n) for name, n in zip(found.attacks, found.only, strict=True) if name in GRADIENT_FREE and n]
+    if not alone:
+        return None
+    told = " and ".join(f"{name} alone breaks {n:,} of {found.n:,} images" for name, n in alone)
+    return Bullet(f"{told} that no gradient finds: a sign of masked gradients", "RCV-F11", "agreement", "high")
+
+
+def _worse_than_on_validation(record: Record) -> Bullet | None:
+    """Hold the test images against the validation split of training: they should be of one kind."""
+    clean, made = record.metric("clean_accuracy"), record.training
+    if clean is None or clean.high is None or made is None:
+        return None
+    kept = next((epoch for epoch in made.epochs if epoch.epoch == made.selected_epoch), None)
+    if kept is None or not kept.validation_n:
+        return None
+    low, high = stats.wilson(kept.validation_correct, kept.validation_n)
+    if low <= clean.high:
+        return None
+    n = kept.validation_n
+    there = f"{numbers.share(kept.validation_correct / n, n)} ({numbers.interval_of(low, high, n)})"
+    told = f"Right on {numbers.percent(clean)} of these images ({numbers.interval(clean)}), and on {there} of the "
+    return Bullet(f"{told}validation split of training: they are not of one kind", "RCV-F12", "training", "high")
+
+
+def _shortcuts(record: Record) -> Bullet | None:
+    raised = [row for row in record.focus if row.alarm]
+    if not raised:
+        return None
+    first = max(raised, key=lambda row: row.share)
+    told = f"Shortcut alarm on {len(raised)} of {len(record.focus)} mean maps, most on class {first.name!r}: "
+    told += f"{100 * first.share:.0f} % of what {first.method.replace('_', ' ')} finds lies in one place"
+    return Bullet(told, "RCV-F13", "focus", "high")
+
+
+def _no_better_than_edges(record: Record) -> Bullet | None:
+    judged = [result for result in record.measures if result.beats is not None]
+    methods = dict.fromkeys(result.method for result in judged)
+    lost = [name for name in methods if any(each.method == name and not each.beats for each in judged)]
+    if not lost:
+        return None
+    told = ", ".join(name.replace("_", " ") for name in lost)
+    text = f"{len(lost)} of {len(methods)} methods do not beat an edge filter on some measure: {told}"
+    return Bullet(text, "RCV-F14", "league", "low")
+
+
 def _unmeasured(record: Record) -> list[str]:
     measured = {threat.name for threat in record.others} | ({"corruptions"} if record.corruptions else set())
     names = {"patch": "patches", "spatial": "rotations and shifts", "corruptions": "corruptions"}
@@ -145,6 +199,7 @@ def _unmeasured(record: Record) -> list[str]:
 
 _RULES = (
     _left_out, _weakest_class, _one_step_flatters, _stands_at_large_eps, _overconfident, _incomplete_maps, _traded,
+    _gates_not_passed, _found_without_gradients, _worse_than_on_validation, _shortcuts, _no_better_than_edges,
 )  # fmt: skip
 
 
@@ -158,8 +213,22 @@ def _of_the_split(record: Record) -> str:
     return f"; robust accuracy on all {data.total:,} of them: {ends} (the page's own intervals are about new images)"
 
 
+def _limits_of_maps(record: Record) -> Section:
+    items = [
+        "that the model is right, or robust: `robustcv audit` measures both",
+        "what the answer would be without a region: a map follows the fill or baseline that its method hides with",
+        "that what a map points at is the reason: methods differ, and `--measures` tells how far to trust each",
+    ]
+    if record.data and record.data.n < record.data.total:
+        items.append(f"the other {record.data.total - record.data.n:,} images of the split")
+    blocks = (Bullets(tuple(Bullet(text) for text in items)),)
+    return Section("limits", "What this does not show", "", blocks, place="side")
+
+
 def limits(record: Record, files: Files) -> Section | None:
     """Say what the figures do not show."""
+    if record.verb == "explain":
+        return _limits_of_maps(record)
     if not (record.attacks or record.comparison):
         return None
     norms = {each.norm for each in (record.comparison.b.attacks if record.comparison else record.attacks)}

@@ -7,6 +7,7 @@ from robustcv.report import cells, charts, numbers
 from robustcv.report.blocks import Block, Cell, Chart, Section, Table
 from robustcv.report.gallery import cases_of, link_to
 from robustcv.report.images import cividis
+from robustcv.report.text import shortened
 
 Files = Mapping[str, bytes]
 FEW_CLASSES, SHOWN = 12, 30
@@ -45,7 +46,7 @@ def _alluvial(record: Record) -> Chart:
             for pair, count in held.items():
                 starts[side, pair] = top
                 top += count
-            text = f"{sum(held.values()):,} {'as' if side else 'of'} {name}"
+            text = f"{sum(held.values()):,} {'as' if side else 'of'} {shortened(name)}"
             nodes.append({"side": side, "start": start, "end": top, "text": text})
             top += gap
     rows = []

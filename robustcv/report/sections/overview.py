@@ -43,7 +43,7 @@ def _row(row: OverviewRow) -> tuple[Cell, ...]:
         _share(robust),
         difference,
         p,
-        Cell(numbers.percent(error), number=True, value=None if error is None else error.value),
+        cells.metric(error) if error else Cell("not run"),
         Cell(f"{row.raised:,}", number=True, value=row.raised),
         Cell(row.started[:10]),
     )

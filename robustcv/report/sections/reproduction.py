@@ -21,9 +21,18 @@ _SEEDED = (
 def reproduce(record: Record, files: Files) -> Section | None:
     """Give what is needed to repeat the run."""
     environment = record.environment
-    identity = [("command", environment.command), ("robustcv", record.version), ("started (UTC)", environment.started)]
+    called = ("command", environment.command)
+    if environment.command == "python":
+        called = ("called from", f"Python, as robustcv.{record.verb}; config.toml holds the options")
+    threads = f"{environment.threads} thread{'s' * (environment.threads != 1)}"
+    identity = [called, ("robustcv", record.version), ("started (UTC)", environment.started)]
     identity += [("took", numbers.duration(environment.seconds)), ("device", environment.device)]
-    identity += [("platform", f"{environment.platform}, Python {environment.python}, {environment.threads} threads")]
+    identity += [
+        (
+            "platform",
+            f"{environment.platform}, Python {environment.python}, {threads}",
+        )
+    ]
     identity += [("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))]
     if record.model:
         identity += [("model", f"{record.model.source}, {record.model.parameters:,} parameters")]
@@ -86,7 +95,8 @@ _MEASURES = {
 }
 _CI = (
     "shares: Wilson, (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96; differences: Newcombe's paired "
-    "interval, made of both; means: percentiles of 1,000 bootstrap resamples of the images; medians: order statistics"
+    "interval, made of both; means: percentiles of 1,000 bootstrap resamples of the images; calibration error: the "
+    "same, less its bias (the resamples' mean minus the figure); medians: order statistics"
 )
 _CORRUPTION = (
     "mean over 15 corruptions × 5 severities of wrong answers / images (Hendrycks and Dietterich 2019, unscaled); "
@@ -97,13 +107,20 @@ _AGREE = "images that both attacks break / images that the attack of the row bre
 _MCNEMAR = "p: 2 · P(X ≤ min(won, lost)), at most 1, X binomial of won + lost images with probability 1/2 (exact)"
 _STABLE = (
     "between the map of an image and that of the changed image: rank correlation (Spearman), 1 − 6 Σd² / (m³ − m) over "
-    "the ranks of m pixels where none are tied; shared top pixels; how far mass and centre move"
+    "the ranks of m pixels where none are tied; shared top pixels; mass moved: half the sum of |a − b| over "
+    "both maps' shares of magnitude; centre moved: distance of their centres of mass, over the diagonal"
 )
 _VALIDATION = (
     "right answers / images of a split that was held out of training to choose the epoch; attacked: by the attack "
     "named, at the eps of training"
 )
 _COST = "forward passes of one image, a backward pass counted as two, mean over the maps"
+_FISHER = "p: chance of as few right answers in the class, all right answers dealt out at random (exact, two-sided)"
+_SPLIT = "figures of the whole split that would show this sample with more than 2.5 % chance on either side (exact)"
+_ALARM = (
+    "raised where the heaviest 64th of the image holds more of a class's mean map than in 99 % of means of as many "
+    "maps drawn from all classes, and over 8 %; or where less lies inside the object than an even spread would have"
+)
 _IOU = "pixels in the top 10 % of both maps / pixels in the top 10 % of either"
 _HOLM = "smallest p × number of tests, the next × one fewer, and so on; never below the one before (Holm 1979)"
 
@@ -111,6 +128,7 @@ _HOLM = "smallest p × number of tests, the next × one fewer, and so on; never 
 def glossary(record: Record, files: Files) -> Section | None:
     """Define every number of the first screen."""
     both = record.comparison is not None
+    attacked = bool(record.attacks) or both or bool(record.overview)
     sides: list[Record | Side] = [record]
     sides += [] if record.comparison is None else [record.comparison.a, record.comparison.b]
     measured = {result.measure.replace("_", " ") for side in sides for result in side.measures}
@@ -119,9 +137,9 @@ def glossary(record: Record, files: Files) -> Section | None:
     cost = record.verb == "explain"
     terms = [
         ("clean accuracy", _CLEAN, True),
-        ("robust accuracy", _ROBUST, bool(record.attacks) or both),
-        ("eps", _EPS, bool(record.attacks) or both),
-        ("calibration error", _ECE, record.metric("calibration_error") is not None or both),
+        ("robust accuracy", _ROBUST, attacked),
+        ("eps", _EPS, attacked or bool(record.stability)),
+        ("calibration error", _ECE, record.metric("calibration_error") is not None or both or bool(record.overview)),
         ("relative error of a map", _ERROR, bool(record.explanations) or both),
         ("completeness gap", _GAP, bool(record.explanations) or both),
         *((measure, text, measure in measured) for measure, text in _MEASURES.items()),
@@ -130,9 +148,12 @@ def glossary(record: Record, files: Files) -> Section | None:
         ("mean corruption error", _CORRUPTION, under_corruptions(record)),
         ("certified accuracy", _CERTIFIED, bool(record.certified)),
         ("agreement", _AGREE, record.agreement is not None),
-        ("McNemar", _MCNEMAR, both or bool(record.overview)),
-        ("stability of maps", _STABLE, bool(record.stability) or both),
-        ("IoU of maps", _IOU, (bool(record.cases) and bool(record.attacks)) or both),
+        ("McNemar", _MCNEMAR, both or bool(record.overview) or bool(record.paired)),
+        ("Fisher's test", _FISHER, tested),
+        ("interval of the split", _SPLIT, attacked and record.data is not None and record.data.n < record.data.total),
+        ("stability of maps", _STABLE, any(side.stability for side in sides)),
+        ("shortcut alarm", _ALARM, bool(record.focus)),
+        ("IoU of maps", _IOU, any(len(case.heatmaps) > 1 for side in sides for case in side.cases)),
         ("Holm", _HOLM, bool(record.overview) or tested),
         ("95 % CI", _CI, True),
     ]

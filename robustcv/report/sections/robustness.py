@@ -145,7 +145,10 @@ def classes(record: Record, files: Files) -> Section | None:
     if record.comparison is None:
         for attack in dict.fromkeys(name for row in tested for name in row.fell):
             counts = [(tested[k].fell.get(attack, 0), tested[k].n) for k in order]
-            fallen = [cells.share("broken", count, n) if n else Cell("no image", number=True) for count, n in counts]
+            fallen = [
+                cells.with_ends(cells.share("broken", count, n)) if n else Cell("no image", number=True)
+                for count, n in counts
+            ]
             lines.append((f"broken by {attack}", tuple(fallen)))
     if record.comparison is None and all(row.p_value is not None for row in tested):
         p_values = [tested[k].p_value or 0.0 for k in order]
@@ -161,10 +164,14 @@ def classes(record: Record, files: Files) -> Section | None:
         )
         lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
-    subtitle = "worst case per image, worst class first · intervals (Wilson's) in the CSV"
+    subtitle = "worst case per image, worst class first · in brackets 95 % intervals (Wilson's)"
     subtitle += f" · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
     if record.comparison is None:
-        subtitle += " · broken by: what broke an image at its smallest eps" if any(row.fell for row in tested) else ""
+        subtitle += (
+            " · broken by: the attack that broke an image at the smallest eps where it fell"
+            if any(row.fell for row in tested)
+            else ""
+        )
         subtitle += " · p: Fisher's exact test, adjusted for the number of classes (Holm)"
     return Section("classes", "Per class", subtitle, _class_tables(names, lines), "Per class")
 
@@ -191,7 +198,9 @@ def _standing(row: ClassRow) -> tuple[float, str]:
 
 
 def _heat_cell(name: str, count: float | None, n: int) -> Cell:
-    return Cell("not run" if n else "no image", number=True) if count is None or n == 0 else cells.heat(name, count, n)
+    if count is None or n == 0:
+        return Cell("not run" if n else "no image", number=True)
+    return cells.with_ends(cells.heat(name, count, n))
 
 
 def _corrupted_cell(row: ClassRow) -> Cell:
