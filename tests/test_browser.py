@@ -521,7 +521,9 @@ def test_everything_can_be_read_without_javascript(browser, page_file) -> None:
     context.close()
 
 
+LONG = tuple(f"a rather long name of a class that ends otherwise, {k}" for k in range(12))
 ODD = {
+    "long names": (1200, LONG, 900, 300),
     "one class": (3, ("one",), 3, 3),
     "three images": (3, ("a", "b", "c"), 1, 0),
     "hostile": (1000, None, 900, 0),
@@ -550,6 +552,45 @@ def test_odd_runs_are_laid_out_whole(browser, tmp_path, name, width) -> None:
     lines = sorted((round(box["x"] + box["width"] / 2 > 400), box["y"], box["y"] + box["height"]) for box in boxes)
     for (side, _, end), (other, start, _) in itertools.pairwise(lines[2:]):  # but the legend's two
         assert side != other or start >= end - 3, "two names lie on each other"
+    frame = page.locator("#flows svg").bounding_box() if boxes else None
+    assert all(box["x"] >= frame["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"] for box in boxes)
+    assert page.evaluate(RUN_OVER) == []
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})
+    wide = page.locator("table.matrix").evaluate_all("tables => tables.map(t => t.getBoundingClientRect().right)")
+    assert all(right <= 704 for right in wide), "paper cuts a table"
+    page.close()
+
+
+RUN_OVER = """() => [...document.querySelectorAll("main table th, main table td")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  const [inner, outer] = [range, cell].map((each) => each.getBoundingClientRect().right);
+  return cell.offsetParent && cell.textContent && inner > outer + 1;
+}).map((cell) => cell.textContent.slice(0, 40))"""  # cells whose text runs over the next one
+
+
+WORDS_CUT = """() => {
+  const found = [], walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, cell = node.parentElement.closest("td, th");
+    if (!cell || !cell.offsetParent || node.parentElement.closest("code, svg")) continue;
+    for (const word of node.data.matchAll(/[A-Za-z0-9]{2,20}/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("name", ["audit", "compare"])
+def test_no_word_of_a_table_is_cut_on_a_phone(browser, page_file, name: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(page_file[name].as_uri())
+    assert page.evaluate(WORDS_CUT) == []
     page.close()
 
 
@@ -594,7 +635,7 @@ def pages_of(pdf: bytes) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
-@pytest.mark.parametrize("name", ["audit", "compare", "train", "overview"])
+@pytest.mark.parametrize("name", ["audit", "compare", "train", "overview", "explain", "full"])
 def test_the_summary_prints_on_four_a4_pages_and_everything_on_more(browser, page_file, name: str) -> None:
     page = browser.new_page()
     page.goto(page_file[name].as_uri())

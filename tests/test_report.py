@@ -213,6 +213,39 @@ def make_record(n: int, classes: tuple[str, ...], clean: int, robust: int) -> re
     )
 
 
+def found_by(record: records.Record, rule: str) -> str:
+    """Give the text of one rule's line under Findings; empty where there is none."""
+    section = SECTIONS["findings"](record, {})
+    bullets = section.blocks[0].items if section else ()
+    return next((f"{each.severity}: {each.text}" for each in bullets if each.rule == rule), "")
+
+
+def test_findings_tell_what_weighs_most() -> None:
+    plain = make_record(300, ("a", "b", "c"), 240, 90)
+    epoch = records.Epoch(epoch=1, loss=1.0, correct=1, n=1, validation_correct=292, validation_n=300,
+                          learning_rate=0.1, seconds=1.0)  # fmt: skip
+    made = records.Training(objective="standard", options={}, epochs=(epoch,), selected_epoch=1, selected_by="accuracy")
+    assert "97.3" in found_by(plain.model_copy(update={"training": made}), "RCV-F12")
+    near = made.model_copy(update={"epochs": (epoch.model_copy(update={"validation_correct": 250}),)})
+    assert found_by(plain.model_copy(update={"training": near}), "RCV-F12") == ""
+    agreement = records.Agreement(attacks=("pgd", "square"), norm="linf", eps=8 / 255, n=50, both=((9, 8), (8, 11)),
+                                  only=(1, 3))  # fmt: skip
+    told = found_by(plain.model_copy(update={"agreement": agreement}), "RCV-F11")
+    assert told.startswith("high: square alone breaks 3 of 50 images") and "pgd" not in told
+    gate = records.Gate(name="clean_accuracy", metric="clean_accuracy", threshold=0.9, outcome="failed", value=0.8,
+                        low=0.75, high=0.84)  # fmt: skip
+    assert "is below the gate of 90" in found_by(plain.model_copy(update={"gates": (gate,)}), "RCV-F10")
+    focus = records.ClassFocus(
+        method="shapley", name="b", n=9, share=0.31, place=(0.1, 0.9), alarm=True, chance=0.1, file="x"
+    )
+    told = found_by(plain.model_copy(update={"focus": (focus,)}), "RCV-F13")
+    assert told.startswith("high: Shortcut alarm on 1 of 1 mean maps, most on class 'b': 31 %")
+    rows = tuple(row.model_copy(update={"p_value": p}) for row, p in zip(plain.classes, (0.9, 1.0, 1.0), strict=True))
+    assert found_by(plain.model_copy(update={"classes": rows}), "RCV-F02").startswith("low:")
+    for rule in ("RCV-F10", "RCV-F11", "RCV-F12", "RCV-F13", "RCV-F14"):
+        assert found_by(plain, rule) == ""
+
+
 HOSTILE = (
     "</script><script>window.PWN=1</script>",
     '"><img src=x onerror="window.PWN=1">',

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from typing import Any
 
 # control characters but tab and line feed, lone surrogates, no characters at all; marks that turn the direction
@@ -16,8 +17,10 @@ def shown(value: Any) -> Any:
 
 
 def shortened(name: str, most: int = 13) -> str:
-    """Leave out the middle of a long name: what tells names apart is often at the end."""
-    return name if len(name) <= most else f"{name[: most - 5]}…{name[-4:]}"
+    """Leave out the middle of a long name: what tells names apart is often at the end; wide letters count twice."""
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in name)
+    most = most if wide < len(name) / 2 else 1 + most // 2
+    return name if len(name) <= most else f"{name[: most - 4]}…{name[-3:]}"
 
 
 def shown_json(value: Any) -> str:
