@@ -263,6 +263,21 @@ def test_attacking_noisy_copies_a_few_at_a_time_gives_the_same_images() -> None:
     assert not torch.equal(attack(), images)
 
 
+def test_a_false_proof_by_the_better_bounds_is_noticed(monkeypatch) -> None:
+    from robustcv.evaluation import certify
+
+    def bounding(classifier, images, labels, *, inner=600, **options):
+        if inner == 0:
+            return bounds(classifier, images, labels, inner=0, **options)
+        return torch.ones(len(images), dtype=torch.bool)  # proves anything
+
+    monkeypatch.setattr(certify, "bounds", bounding)
+    run = rc.audit(trained(conv, seed=3), patches(60, 5), eps=16 / 255, effort="quick", explain=(), cases=0,
+                   certify=["bounds"], quiet=True)  # fmt: skip
+    (flag,) = (each for each in run.flags if each.check == "proofs and attacks agree")
+    assert flag.status == "raised" and sum(row.contradictions for row in run.certified) > 0
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     model = trained(conv, seed=3, eps=8 / 255)

@@ -84,7 +84,7 @@ MISTAKES = [
     (("audit", "--model", "py:CODE:broken", "--data", "digits"), "fails when it is run"),
     (("audit", "--model", "py:CODE:needs", "--data", "digits"), "fails when it is run"),
     (("audit", "--model", "py:CODE:picky", "--data", "digits"), "cannot take images"),
-    (("audit", "--model", "py:CODE:tupled", "--data", "digits"), "gives a tuple for one image"),
+    (("audit", "--model", "py:CODE:tupled", "--data", "digits"), "gives a tuple for two images"),
     (("audit", "--model", "py:NOCODE:f", "--data", "digits"), "SyntaxError"),
     (("audit", "--model", "~nobody-of-that-name/x", "--data", "digits"), "a path cannot be used"),
     (("audit", "--model", "a" * 5000, "--data", "digits"), "a path cannot be used"),

@@ -90,6 +90,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_numbers(verb, numbe
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert numbers_of(folder) == numbers_of(whole)
+    assert verb != "audit" or all(check.status == "pass" for check in rc.verify(folder, quiet=True))
     for name in ("model.safetensors", "cases.jsonl", "evidence/broken.zip", "evidence/heatmaps.safetensors"):
         assert (whole / name).exists() == (folder / name).exists()
         assert not (whole / name).exists() or (whole / name).read_bytes() == (folder / name).read_bytes()
@@ -262,6 +263,76 @@ def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(caps
     with pytest.raises(torch.cuda.OutOfMemoryError), frozen(hungry):
         hungry.most = 0
         worst_case(type(job)(**{**vars(job), "classifier": hungry}), plan_for("quick", "linf"), eps=4 / 255)
+
+
+def test_what_no_memory_sufficed_for_in_numpy_is_halved_too() -> None:
+    def work(part: slice) -> int:
+        if part.stop - part.start > 2:
+            raise MemoryError
+        return part.stop - part.start
+
+    assert runtime.in_chunks(work, 7, 7) == [1] * 7 and runtime.on_fewer(lambda n: work(slice(0, n)), 9) == 2
+
+
+def test_stability_of_maps_goes_on_in_halves(tmp_path) -> None:
+    model, images = train_patches(conv, seed=3), patches(40, 5)
+    options = {"eps": "4/255", "sweep": False, "effort": "quick", "cases": 4, "also": ("maps",), "quiet": True}
+    options |= {"explain": ("saliency",), "batch_size": 8}
+    hungry, plain = (rc.audit(each, images, **options) for each in (Hungry(model, 10).eval(), model))
+    assert len(hungry.stability) == len(plain.stability) > 0
+    for own, other in zip(hungry.stability, plain.stability, strict=True):
+        assert (own.change, own.quantity, own.n) == (other.change, other.quantity, other.n)
+        assert own.mean == pytest.approx(other.mean, abs=1e-3)
+
+
+def test_a_resumed_run_tells_what_was_noted_before(tmp_path, monkeypatch) -> None:
+    from robustcv.verbs import audit as module
+
+    model, images = train_patches(conv, seed=3), patches(40, 5)
+    options = {"eps": ["16/255", "0.0035"], "sweep": False, "attacks": ("fgsm",), "explain": (), "cases": 0}
+    options |= {"quiet": True, "precision": "bf16"}
+    rc.audit(model, images, out=tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+
+        def killed(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        patched.setattr(module, "draw_cases", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rc.audit(model, images, out=tmp_path / "killed", **options)
+    rc.audit(model, images, out=tmp_path / "killed", resume=True, **options)
+    assert "bfloat16" in " ".join(runs.load(tmp_path / "whole").environment.notes)
+    assert numbers_of(tmp_path / "killed") == numbers_of(tmp_path / "whole")
+
+
+def test_what_a_killed_write_left_is_removed_when_the_run_goes_on(trained, tmp_path) -> None:
+    out = tmp_path / "run"
+    (out / "evidence").mkdir(parents=True)
+    (out / "state").mkdir()
+    (out / "state/fingerprint").write_text("x")
+    litter = [out / "evidence/.broken.zip.ab_c123x", out / ".report.html.abcdefgh"]
+    kept = [out / "evidence/.hidden", out / "evidence/000-clean.png"]
+    for path in (*litter, *kept):
+        path.write_bytes(b"")
+    runs.open_folder(out, resume=True, fingerprint="x")
+    runs.release(out)
+    assert not any(path.exists() for path in litter) and all(path.exists() for path in kept)
+
+
+def test_a_lock_on_a_file_that_was_removed_holds_nothing(tmp_path, monkeypatch) -> None:
+    """Between opening and locking, the run that owned the folder ends and takes it away."""
+    out, flock = tmp_path / "run", runs.fcntl.flock
+
+    def slow(*args):
+        monkeypatch.setattr(runs.fcntl, "flock", flock)
+        (out / "state/owner").unlink()
+        flock(*args)
+
+    monkeypatch.setattr(runs.fcntl, "flock", slow)
+    with pytest.raises(UserError, match="is in use by"):
+        runs.open_folder(out, resume=False, fingerprint="x")
+    runs.open_folder(out, resume=False, fingerprint="x")
+    runs.release(out)
 
 
 @pytest.fixture

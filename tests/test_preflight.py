@@ -157,6 +157,27 @@ def test_the_footprint_is_none_and_skipping_is_told(tmp_path) -> None:
     assert "The checks before the attacks were left out (--skip-preflight) but for two" in run.page.read_text()
 
 
+class Shaky(torch.nn.Module):
+    """Adds noise to its logits, in proportion to them."""
+
+    def __init__(self, inner: torch.nn.Module, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, images):
+        logits = self.scale * self.inner(images)
+        return logits + 0.05 * logits.abs().mean() * torch.randn_like(logits)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_random_answers_are_noticed_at_any_scale_and_without_preflight(scale: float) -> None:
+    run = rc.audit(Shaky(trained(Residual, seed=2), scale).eval(), patches(60, 3), effort="quick", sweep=False,
+                   explain=(), cases=0, skip_preflight=True, fail_under={"clean_accuracy": 0.1},
+                   quiet=True)  # fmt: skip
+    (found,) = (check for check in run.checks if check.check == "deterministic")
+    assert found.status == "raised" and found.threshold and found.source and run.verdict == "INCONCLUSIVE"
+
+
 def test_a_gpu_whose_driver_is_too_old_is_told(monkeypatch, tmp_path) -> None:
     from robustcv.verbs import doctor
 

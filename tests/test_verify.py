@@ -280,6 +280,15 @@ def test_what_no_file_can_show_is_kept_as_floats_and_counted_apart(tmp_path: Pat
     assert "no 8-bit image shows" in run.page.read_text()
 
 
+def test_a_picture_is_said_to_fool_only_where_its_change_is_small_enough() -> None:
+    """Below 1/255 no 8-bit image changes; rounding to the nearest one changes by a whole step."""
+    run = rc.audit(trained(conv, seed=3), patches(300, 5), eps=0.9 / 255, sweep=False, effort="quick", explain=(),
+                   cases=12, quiet=True)  # fmt: skip
+    broken = [case for case in run.record.cases if case.outcome == "broken"]
+    assert run.record.evidence.eight_bit == 0 and len(broken) > 0
+    assert not any(case.exact_8bit for case in broken)
+
+
 def test_the_flows_are_those_of_the_evidence(audited: Path) -> None:
     record = runs.load(audited)
     lines = [json.loads(line) for line in (audited / "cases.jsonl").read_text().splitlines()]

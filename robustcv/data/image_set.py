@@ -363,7 +363,7 @@ def as_images(
 
 
 def _numbered(labels: Tensor) -> tuple[str, ...]:
-    return tuple(str(k) for k in range(int(labels.max()) + 1))
+    return tuple(str(k) for k in range(int(labels.max()) + 1 if len(labels) else 0))
 
 
 class _Rounded(Dataset[tuple[Tensor, int]]):
@@ -416,6 +416,11 @@ def _eight_bit(images: Tensor) -> Tensor:
         return images
     images = images.to(torch.float32)
     rounded = (images * 255).round()
-    if rounded.min() >= 0 and rounded.max() <= 255 and bool(((rounded / 255 - images).abs() < 1e-6).all()):
+    if (
+        rounded.numel()
+        and rounded.min() >= 0
+        and rounded.max() <= 255
+        and bool(((rounded / 255 - images).abs() < 1e-6).all())
+    ):
         return rounded.to(torch.uint8)
     return images

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from robustcv.errors import UserError, first_line, unknown_name
 from robustcv.models import checkpoint, onnx_file
@@ -249,6 +250,13 @@ def _from_file(rest: str, weights: str | None) -> Loaded:
         raise unknown_name("function", function, [name for name in vars(module) if not name.startswith("_")])
     with _telling_of_code(f"{function}() in {path}"):
         network = getattr(module, function)()
+    if isinstance(network, nn.Module) and any(map(is_lazy, network.parameters())):
+        raise UserError(
+            "RCV-E061",
+            f"{function}() in {path} returned a module whose layers have no size yet",
+            "lazy layers get theirs with the first image",
+            f"send an image through it in {function}()",
+        )
     if not isinstance(network, nn.Module):
         raise UserError(
             "RCV-E061",

@@ -437,7 +437,7 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
     probe, _ = next(iter(images.take(torch.arange(1)).batches(1)))
     try:
         with frozen(classifier), torch.no_grad():
-            logits = classifier(probe.to(device))
+            logits = classifier(probe.repeat(2, 1, 1, 1).to(device))
     except Exception as error:  # a model may raise anything: torch._assert, its own checks of size
         c, h, w = images.shape
         raise UserError(
@@ -446,13 +446,16 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
             first_line(error, 160),
             "make them the size it was trained on (--resize), or resize inside: robustcv.Classifier(network, size=...)",
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        what = f"outputs of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    fine = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 2 and logits.is_floating_point()
+    if not fine:
+        what = f"a {type(logits).__name__}"
+        if isinstance(logits, Tensor):
+            what = f"outputs of shape {tuple(logits.shape)}, {str(logits.dtype).removeprefix('torch.')},"
         raise UserError(
             "RCV-E070",
-            f"the model gives {what} for one image",
+            f"the model gives {what} for two images",
             "a classifier gives one row of logits for each image",
-            "return logits n k",
+            "return logits n k, as floats",
         )
     return int(logits.shape[1])
 
