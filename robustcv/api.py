@@ -837,6 +837,7 @@ def _run_in(
     """Open the folder, run the verb, write what it gives; the one path all verbs share."""
     from robustcv import processes
     from robustcv.runtime import progress_for
+    from robustcv.verbs.prepare import noting
 
     quiet = quiet or not processes.is_first()
     require_counts(options)
@@ -865,7 +866,7 @@ def _run_in(
             report.write_formats(out, ["html", *options.get("format", ())], options.get("max_report_mb"))
             return Run(runs.load(out), runs.load_files(out), Path(out))
     try:
-        with runs.noting(state):
+        with noting(state):
             result = call(
                 classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet)
             )

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -237,20 +237,6 @@ class State:
         """Replace named arrays atomically."""
         if self.folder is not None:
             self.save(f"{key}.safetensors", pack_arrays(arrays))
-
-
-@contextlib.contextmanager
-def noting(state: State) -> Iterator[None]:
-    """Collect a run's notes in its state: a run that is resumed tells what it noted before."""
-    from robustcv import runtime  # which brings torch along
-
-    known = state.load("notes.json")
-
-    def keep(notes: Sequence[str]) -> None:
-        state.save("notes.json", json.dumps(notes).encode())
-
-    with runtime.noting(json.loads(known) if known else (), keep):
-        yield
 
 
 def pack_arrays(arrays: Arrays) -> bytes:

@@ -115,13 +115,11 @@ def test_several_seeds_tell_their_spread(trained: Path, tmp_path: Path) -> None:
     common = {"n": 60, "eps": "16/255", "sweep": False, "attacks": ["pgd"], "set": ["pgd.steps=3"], "explain": (),
               "cases": 2, "quiet": True}  # fmt: skip
     run = rc.audit(str(trained), "digits", seeds=3, out=tmp_path / "run", **common)
-    alone = [
-        rc.audit(str(trained), "digits", n=60, seed=0, **{k: v for k, v in common.items() if k != "n"}) for _ in (0,)
-    ]
+    alone = rc.audit(str(trained), "digits", seed=0, **common)
     robust = run.record.metric("robust_accuracy", attack=None)
-    assert [each.seed for each in run.seeds] == [0, 1, 2] and run.seeds[0].count == alone[0].record.metric(
-        "robust_accuracy", attack=None
-    ).count
+    fell = sum(each.broken for each in alone.attacks if each.reason == "plan")  # probes may break more
+    assert [each.seed for each in run.seeds] == [0, 1, 2]
+    assert run.seeds[0].count == alone.metric("clean_accuracy").count - fell
     assert robust.count <= min(each.count for each in run.seeds) and "images apart" in run.page.read_text()
     assert {each.reason for each in run.attacks} >= {"plan", "seed"} and json.loads(
         (tmp_path / "run/report.json").read_text())["seeds"][2]["n"] == 60  # fmt: skip

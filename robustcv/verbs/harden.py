@@ -19,7 +19,15 @@ from robustcv.runtime import Progress
 from robustcv.verbs.audit import audit
 from robustcv.verbs.compare import compare
 from robustcv.verbs.pairing import Saved
-from robustcv.verbs.prepare import Clock, Result, device_of, is_black_box, number_of_classes, require_same_number
+from robustcv.verbs.prepare import (
+    Clock,
+    Result,
+    device_of,
+    is_black_box,
+    noting,
+    number_of_classes,
+    require_same_number,
+)
 from robustcv.verbs.threats import parse_threats
 from robustcv.verbs.train import run_training
 from robustcv.verbs.training_sets import TrainingSets
@@ -156,7 +164,7 @@ def _audited(
             return Saved.read(folder)
         kept = processes.by_first(lambda: runs.open_folder(place, resume=place.exists(), fingerprint=key))
     try:
-        with runs.noting(kept):
+        with noting(kept):
             found = audit(classifier, sets.test, None, options=wanted, state=kept, progress=progress)
         stopping.at_boundary()  # half an audit is none
         described = {"model": name, "data": sets.spec, **found.record.options}

@@ -66,6 +66,18 @@ class Clock:
         )
 
 
+@contextlib.contextmanager
+def noting(state: runs.State) -> Iterator[None]:
+    """Collect a run's notes in its state: a run that is resumed tells what it noted before."""
+    known = state.load("notes.json")
+
+    def keep(notes: Sequence[str]) -> None:
+        state.save("notes.json", json.dumps(notes).encode())
+
+    with runtime.noting(json.loads(known) if known else (), keep):
+        yield
+
+
 def _command() -> str:
     """Give the command as it can be pasted again; ``python`` where Python called a function."""
     program = Path(sys.argv[0])
