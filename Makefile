@@ -53,8 +53,8 @@ bench-models: $(VENV)/.installed  ## train the models that the benchmarks attack
 samples: $(VENV)/.installed  ## render the published sample pages again
 	$(BIN)/python reports/samples/make_samples.py
 
-screenshots: $(VENV)/.installed-test  ## picture each section of the sample pages, and of PAGES, in reports/screenshots
-	$(BIN)/python reports/samples/make_screenshots.py reports/samples/*.html $(PAGES)
+screenshots: $(VENV)/.installed-test  ## picture each section: of sample pages, a page of every verb, PAGES; in reports/screenshots
+	$(BIN)/python reports/samples/make_screenshots.py --everything reports/samples/*.html $(PAGES)
 
 clean:           ## remove environments and caches, keep reports
 	rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -102,3 +103,20 @@ def test_what_an_attack_without_gradients_alone_breaks_is_marked() -> None:
         attacks=("pgd", "square"), norm="linf", eps=0.03, n=50, both=((20, 15), (15, 18)), only=(5, 3)
     )
     assert "masked gradients" in _row(found, 1)[-1].note and _row(found, 0)[-1].note == ""
+    assert _row(found, 1)[-1].background and not _row(found, 0)[-1].background
+
+
+def test_what_only_one_attack_breaks_is_drawn_as_bars() -> None:
+    from test_report import make_record
+
+    from robustcv.report.sections import SECTIONS
+
+    found = records.Agreement(
+        attacks=("pgd", "square"), norm="linf", eps=0.03, n=50, both=((20, 15), (15, 18)), only=(5, 3)
+    )
+    record = make_record(100, ("a", "b"), 90, 40).model_copy(update={"agreement": found})
+    _, chart = SECTIONS["agreement"](record, {}).blocks
+    widths = [float(width) for width in re.findall(r'd="M0,[\d.]+h([\d.]+)v14h', chart.svg)]
+    assert len(widths) == 2 and widths[0] / widths[1] == pytest.approx(5 / 3, rel=1e-3)
+    none = record.model_copy(update={"agreement": found.model_copy(update={"only": (0, 0)})})
+    assert len(SECTIONS["agreement"](none, {}).blocks) == 1

@@ -22,8 +22,10 @@ from broken_defences import (
     WinnersTakeAll,
 )
 from conftest import Curved, make_images, make_linear
+from honest_models import conv, patches, trained
 from test_worst_case import CPU, job_for
 
+import robustcv as rc
 from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen
 from robustcv.data import ImageSet
@@ -178,6 +180,15 @@ def test_noise_that_wins_is_flagged() -> None:
                           broken_by=torch.full((30,), -1))  # fmt: skip
         flag, (found,) = reliability._wins(job, outcome, torch.ones(30).bool(), "noise wins", "noise", {"queries": 4})
     assert flag.status == "raised" and found.results[0].broken > 20
+
+
+def test_a_plan_put_together_by_hand_that_has_not_converged_is_flagged() -> None:
+    """Steps of a tenth of what it takes: 40 images stand against them, and fall to an attack that converges."""
+    run = rc.audit(trained(conv, seed=3), patches(60, 5), eps="8/255", sweep=False, attacks=["pgd"],
+                   set=["pgd.step_size=0.0005"], explain=(), cases=0, fail_under={"robust_accuracy": 0.3},
+                   quiet=True)  # fmt: skip
+    raised = [flag.check for flag in run.flags if flag.status == "raised"]
+    assert "unfinished optimisation" in raised and run.verdict == "INCONCLUSIVE"
 
 
 def test_every_flag_tells_its_figure_threshold_and_source(linear) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 
 WIDTHS, SCHEMES, MODES = (1280, 390), ("light", "dark"), ("panels", "beside", "slider", "blink", "change")
@@ -40,11 +41,32 @@ def shoot(page_file: Path, folder: Path) -> int:
     return len(list(folder.glob("*.png")))
 
 
+def everything(root: Path) -> list[Path]:
+    """Make a page of every verb, on digits, so that no section goes unseen; gives the pages."""
+    import robustcv as rc
+
+    model, common = str(root / "train"), {"n": 60, "eps": "8/255"}
+    rc.train("digits", epochs=4, out=root / "train")
+    rc.audit(model, "digits", out=root / "audit", **common, agreement=20, certify=["bounds", "smoothing"], cases=8,
+             also=["corruptions", "spatial", "patch", "maps"], measures=["deletion", "insertion"],
+             set=["smoothing.samples=200", "patch.steps=20"])  # fmt: skip
+    rc.explain(model, "digits", out=root / "explain", **common, method=["ig", "saliency", "grad_cam"],
+               measures=["deletion", "randomisation_smooth"])  # fmt: skip
+    rc.harden(model, "digits", out=root / "harden", epochs=1, eps="8/255", n=60)
+    rc.tune("digits", trials=4, epochs=2, out=root / "tune")
+    audits = [root / "audit", root / "harden/before", root / "harden/after"]
+    rc.compare(*audits[1:], out=root / "compare")
+    rc.compare(*audits, out=root / "overview")
+    return [path / "report.html" for path in sorted(root.iterdir()) if (path / "report.html").exists()]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pages", nargs="+", type=Path, help="report.html files")
+    parser.add_argument("pages", nargs="*", type=Path, help="report.html files")
+    parser.add_argument("--everything", action="store_true", help="pages of every verb beside them, made here")
     parser.add_argument("-o", "--out", type=Path, default=Path("reports/screenshots"))
     arguments = parser.parse_args()
-    for each in arguments.pages:
-        place = arguments.out / (each.resolve().parent.name if each.name == "report.html" else each.stem)
-        print(f"{place}: {shoot(each, place)} pictures")
+    with tempfile.TemporaryDirectory() as made:
+        for each in [*arguments.pages, *(everything(Path(made)) if arguments.everything else [])]:
+            place = arguments.out / (each.resolve().parent.name if each.name == "report.html" else each.stem)
+            print(f"{place}: {shoot(each, place)} pictures")

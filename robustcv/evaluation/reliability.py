@@ -51,7 +51,7 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
     """
     job = replace(job, reduced=None)  # precision must raise no alarm
     units = SHARE * sum(result.forward + 2 * result.backward for result in outcome.results)
-    right = job.predictions.correct
+    right, ours = job.predictions.correct, _is_ours(plan, job.norm)
     sample = _some(job, right, units * 0.3 / slopes.UNITS, "gradients").nonzero().squeeze(1)
     flags: list[Check] = []
     if len(sample):
@@ -68,7 +68,7 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
             outcome = merge(outcome, found)
 
     if job.norm in norms_of(ATTACKS["square"]):
-        some = _some(job, stands, units * 0.3 / (QUERIES + 3), "square", least=1)
+        some = _some(job, stands, units * 0.3 / (QUERIES + 3), "square", least=1 if ours else NOT_OURS // 4)
         note(*_wins(job, outcome, some, "black box wins", "square", {"queries": QUERIES}))
     else:
         note(_not_run("black box wins", f"no black-box attack here for {job.norm}"))
@@ -80,7 +80,7 @@ def probe(job: Job, outcome: WorstCase, plan: Sequence[Planned]) -> Probed:
     else:
         note(_not_run("one step wins", "the plan does not begin with one step"))
     note(*_rescaled(job, outcome, plan, _some(job, right, units * 0.1 / 12, "scale")))
-    least = LEAST if _is_ours(plan, job.norm) else NOT_OURS
+    least = LEAST if ours else NOT_OURS
     note(*_unfinished(job, outcome, _some(job, stands, units * 0.1 / 90, "unfinished", least=least)))
     note(_unbounded(job, _some(job, stands, units * 0.1 / 12, "unbounded")))
     return Probed(tuple(flags), outcome)

@@ -333,6 +333,34 @@ def proved_and_broken(rows: list[Row], *, x_title: str, label: str) -> str:
     return to_svg(chart, label)
 
 
+def only_found(rows: list[Row], *, label: str) -> str:
+    """Draw how many images each attack breaks that no other one does, as bars.
+
+    Parameters
+    ----------
+    rows
+        ``attack``, ``images``, and ``kind``: with or without gradients.
+    """
+    import altair as alt
+
+    kinds = ["with gradients", "without gradients"]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(height=14)
+        .encode(
+            y=alt.Y("attack:N", title=None, sort=None),
+            x=alt.X("images:Q", title="images that only this attack breaks", axis=alt.Axis(tickMinStep=1, format="d")),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=kinds, range=["var(--s1)", "var(--s2)"]),
+                legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
+            ),
+        )
+        .properties(width=520, height=26 * len(rows))
+    )
+    return to_svg(chart, label)
+
+
 def alluvial(rows: list[Row], nodes: list[Row], *, height: float, label: str) -> str:
     """Draw bands from classes on the left to classes on the right, each as wide as the images it carries.
 

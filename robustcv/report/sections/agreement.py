@@ -1,10 +1,11 @@
 """Which attacks break the same images: each run alone on the same sample."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from robustcv.records import GRADIENT_FREE, Agreement, Record
-from robustcv.report import cells, numbers
-from robustcv.report.blocks import Cell, Section, Table
+from robustcv.report import cells, charts, numbers
+from robustcv.report.blocks import Block, Cell, Chart, Section, Table
 
 Files = Mapping[str, bytes]
 
@@ -21,7 +22,15 @@ def agreement(record: Record, files: Files) -> Section | None:
         f"{numbers.threat(found.eps, found.norm)}: of the images that the attack of a row breaks, the share that the "
         "attack of a column breaks too"
     )
-    return Section("agreement", "Do the attacks agree?", subtitle, (table,), "Agreement")
+    blocks: tuple[Block, ...] = (table,)
+    if any(found.only):
+        bars = [
+            {"attack": name, "images": count, "kind": f"with{'out' * (name in GRADIENT_FREE)} gradients"}
+            for name, count in zip(found.attacks, found.only, strict=True)
+        ]
+        told = ", ".join(f"{each['attack']} {each['images']}" for each in bars)
+        blocks = (table, Chart(charts.only_found(bars, label=f"Images that only one attack breaks: {told}")))
+    return Section("agreement", "Do the attacks agree?", subtitle, blocks, "Agreement")
 
 
 _MASKED = "no gradient finds them: a sign of masked gradients"
@@ -37,5 +46,6 @@ def _row(found: Agreement, k: int) -> tuple[Cell, ...]:
             made.append(cells.heat("agreement", count, own))
     made.append(cells.share_within("broken", own, found.n, "95 % CI "))
     alone = found.attacks[k] in GRADIENT_FREE and found.only[k] > 0
-    made.append(Cell(f"{found.only[k]:,}", _MASKED if alone else "", number=True, value=found.only[k]))
+    last = Cell(f"{found.only[k]:,}", _MASKED if alone else "", number=True, value=found.only[k])
+    made.append(dataclasses.replace(last, background="var(--inc)", colour="var(--card)") if alone else last)
     return tuple(made)

@@ -122,14 +122,14 @@ def _curve_takeaway(series: dict[str, list[Metric]], norm: str, headline: float 
 
 
 def classes(record: Record, files: Files) -> Section | None:
-    """Tabulate accuracy per class, clean and under attack, worst first."""
+    """Tabulate accuracy per class, clean and under attack, the largest drop first."""
     if record.comparison is not None:
         sides = [(f"{side.name}, ", side.classes) for side in (record.comparison.a, record.comparison.b)]
     else:
         sides = [("", record.classes)]
     if not sides[0][1] or all(row.robust is None for row in sides[-1][1]):
         return None
-    order = sorted(range(len(sides[-1][1])), key=lambda k: _standing(sides[-1][1][k]))
+    order = sorted(range(len(sides[-1][1])), key=lambda k: _kept(sides[-1][1][k]))
     norm = next((each.norm for each in _attacks(record)), "linf")
     where = numbers.threat(record.headline_eps or 0.0, norm)
     names = tuple(sides[0][1][k].name for k in order)
@@ -164,7 +164,7 @@ def classes(record: Record, files: Files) -> Section | None:
         )
         lines.append(("cases shown", tuple(told)))
     smallest = min((row.n for row in sides[0][1] if row.n), default=1)
-    subtitle = "worst case per image, worst class first · in brackets 95 % intervals (Wilson's)"
+    subtitle = "worst case per image, the largest drop first · in brackets 95 % intervals (Wilson's)"
     subtitle += f" · smallest class n = {smallest}: read ±{98 / smallest**0.5:.0f} pp"
     if record.comparison is None:
         subtitle += (
@@ -193,8 +193,9 @@ def _attacks(record: Record) -> tuple[AttackResult, ...]:
     return record.comparison.b.attacks if record.comparison else record.attacks
 
 
-def _standing(row: ClassRow) -> tuple[float, str]:
-    return ((row.robust or 0) / row.n if row.n else 2.0, row.name)
+def _kept(row: ClassRow) -> tuple[float, str]:
+    """Give minus what attacks take from a class, as a share of its images; what has no image comes last."""
+    return (((row.robust or 0) - row.clean) / row.n if row.n else 2.0, row.name)
 
 
 def _heat_cell(name: str, count: float | None, n: int) -> Cell:
