@@ -396,3 +396,18 @@ def test_measures_without_methods_are_refused_and_those_that_cannot_be_had_are_n
     options = {**QUICK, "effort": "quick", "explain": ("saliency",), "n": 20}
     run = rc.audit(str(trained), "digits", **options, measures=["completeness", "completeness"])
     assert run.measures == () and any("cannot be had here" in note for note in run.record.environment.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/x/bin/robustcv", "audit", "--data", "a b"], "robustcv audit --data 'a b'"),
+        (["/x/robustcv/__main__.py", "audit"], "robustcv audit"),
+        (["/x/mine.py", "audit"], "python"),
+    ],
+)
+def test_the_command_is_told_as_it_can_be_pasted(words, told, monkeypatch) -> None:
+    from robustcv.verbs.prepare import Clock
+
+    monkeypatch.setattr("sys.argv", words)
+    assert Clock().environment(torch.device("cpu")).command == told

@@ -166,13 +166,20 @@ def test_every_table_with_a_head_can_be_saved_as_csv(browser, page_file, tmp_pat
     page.close()
 
 
-def test_the_command_can_be_copied(browser, page_file) -> None:
+def test_the_command_can_be_copied_where_there_was_one(browser, page_file, tmp_path) -> None:
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.goto(page_file["audit"].as_uri())
+    page.goto(page_file["audit"].as_uri())  # which was made from Python
+    assert page.locator("#reproduce button", has_text="copy").count() == 0
+    record = runs.load(page_file["audit"].parent)
+    command = "robustcv audit --data 'my pictures/' --eps 8/255"
+    told = record.model_copy(update={"environment": record.environment.model_copy(update={"command": command})})
+    path = tmp_path / "told.html"
+    path.write_text(report.render(told, runs.load_files(page_file["audit"].parent)))
+    page.goto(path.as_uri())
     page.locator("#reproduce button", has_text="copy").click()
     page.locator("#reproduce button", has_text="copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()") == runs.load(page_file["audit"].parent).environment.command
+    assert page.evaluate("navigator.clipboard.readText()") == command
     context.close()
 
 

@@ -139,7 +139,7 @@ def test_what_a_check_costs_is_counted() -> None:
         checks = rc.doctor(model(), patches(600, 3), n=600, quiet=True)
     finally:
         handle.remove()
-    extra = 2 + 600  # what asks for the number of classes and for gradients, and the clean predictions
+    extra = 3 + 600  # what asks for the number of classes (of two images) and for gradients, and the clean predictions
     assert sum(check.forward for check in checks) == sum(spent) - extra
     assert sum(check.backward for check in checks) == 16 * 4  # one gradient, and the three of the trial attack
 
