@@ -8,7 +8,16 @@ from typing import Any
 from robustcv.data.digits import digits
 from robustcv.data.folder import folder
 from robustcv.data.hub import hub
-from robustcv.data.image_set import Images, ImageSet, ImageStream, as_images, resized, split_rows, stratified
+from robustcv.data.image_set import (
+    MEMORY_LIMIT,
+    Images,
+    ImageSet,
+    ImageStream,
+    as_images,
+    resized,
+    split_rows,
+    stratified,
+)
 from robustcv.data.published import cifar10, cifar100, fashion_mnist, mnist, svhn
 from robustcv.data.shapes import shapes
 from robustcv.data.shards import shards
@@ -42,6 +51,7 @@ def load(
     resize: int | None = None,
     seed: int = 0,
     skip_bad: bool = False,
+    memory_limit: int = MEMORY_LIMIT,
     progress: Progress | None = None,
 ) -> Images:
     """Load a data set by its spec: a name, ``shapes:64``, a path, or ``folder:``, ``csv:``, ``shards:``, ``hf:``.
@@ -50,6 +60,8 @@ def load(
     ----------
     skip_bad
         Leave out files that cannot be decoded, and count them; for data that come in files.
+    memory_limit
+        Decoded bytes; a larger set is streamed. For data that come in files.
 
     Raises
     ------
@@ -61,7 +73,13 @@ def load(
         name, argument = ("csv" if Path(spec).suffix.lower() == ".csv" else "folder"), spec
     if name in FROM_FILES:
         whole: Images = DATASETS[name](
-            argument, split=split, resize=resize, seed=seed, skip_bad=skip_bad, progress=progress
+            argument,
+            split=split,
+            resize=resize,
+            seed=seed,
+            skip_bad=skip_bad,
+            memory_limit=memory_limit,
+            progress=progress,
         )
         return whole
     if name not in DATASETS:

@@ -181,7 +181,7 @@ TORN = (
 def _twins(files: list[ImageFile], split: str) -> set[str] | None:
     """Name the files of a split that are training files too, linked or copied; None where that is not known.
 
-    Only files of equal size need to be read.
+    Only files of equal size need to be read. Without a training split there is nothing to compare with.
 
     Raises
     ------
@@ -190,6 +190,8 @@ def _twins(files: list[ImageFile], split: str) -> set[str] | None:
     """
     splits_of_size: dict[int, set[str | None]] = {}
     if any(file.size < 0 for file in files):  # sizes unknown: reading all of a hub's set would take too long
+        return None
+    if not any(file.split == "train" for file in files):
         return None
     for file in files:
         splits_of_size.setdefault(file.size, set()).add(file.split)

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from robustcv.records import Check
 
 ROWS = 16
 REPEATS, SAME = 5, 1e-4  # passes over the same images, and how far apart they may lie, of the largest logit
+
+
+class Overlap(NamedTuple):
+    """How many images are training images too, and what was compared."""
+
+    found: int
+    by: Literal["pixels", "bytes"]
 
 
 def require_some_right(predictions: Predictions) -> None:
@@ -62,7 +69,7 @@ def preflight(
     device: torch.device,
     norm: str = "linf",
     eps: float | None = None,
-    overlap: int | None = None,
+    overlap: Overlap | None = None,
     black_box: bool = False,
 ) -> tuple[Check, ...]:
     """Check a frozen classifier on a few images; each check gives its figure, its cost, and what to do when raised.
@@ -142,13 +149,14 @@ def _pixels(batch: Tensor) -> Check:
     return Check.of("pixel range", high - low > 0.05, f"pixels from {low:.3g} to {high:.3g}", fix)
 
 
-def _overlap(overlap: int | None, n: int) -> Check:
+def _overlap(overlap: Overlap | None, n: int) -> Check:
     name = "apart from training images"
     if overlap is None:
         return Check(check=name, status="not run", figure="the training images are not at hand")
-    figure = f"{overlap} of {n} images are training images too" if overlap else "none in common"
-    figure += "; of files, byte for byte: an image that was encoded anew is not known again"
-    return Check.of(name, overlap == 0, figure, "remove them from the test split: every figure here is too good")
+    figure = f"{overlap.found} of {n} images are training images too" if overlap.found else "none in common"
+    if overlap.by == "bytes":
+        figure += "; files compared byte for byte: an image that was encoded anew is not known again"
+    return Check.of(name, overlap.found == 0, figure, "remove them from the test split: every figure here is too good")
 
 
 def _plausible(eps: float, norm: str, shape: tuple[int, int, int]) -> Check:

@@ -146,6 +146,14 @@ def audit(
         if options["skip_preflight"] and not stopping.asked():
             checks = indispensable(classifier, chosen, device)
         elif not stopping.asked():
+            overlap = training_images_among(
+                images,
+                chosen,
+                data_dir=options["data_dir"],
+                resize=options["resize"],
+                skip_bad=options["skip_bad"],
+                progress=progress,
+            )
             with progress.stage("preflight", 1):
                 checks = preflight(
                     classifier,
@@ -156,7 +164,7 @@ def audit(
                     device=device,
                     norm=options["norm"],
                     eps=headline,
-                    overlap=training_images_among(images, chosen, options["data_dir"], options["resize"]),
+                    overlap=overlap,
                     black_box=black_box,
                 )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])

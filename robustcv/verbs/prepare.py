@@ -27,6 +27,7 @@ from robustcv.classifier import frozen
 from robustcv.data import Images, ImageSet, ImageStream, as_images, resized, stratified
 from robustcv.data import load as load_images
 from robustcv.errors import UserError, first_line, unknown_name
+from robustcv.evaluation.preflight import Overlap
 from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
 from robustcv.records import Record
@@ -335,14 +336,34 @@ def take_images(
 AT_HAND = ("digits", "shapes", "cifar10", "cifar100", "mnist", "fashion-mnist")  # sets that come with both splits
 
 
-def training_images_among(spec: Any, chosen: ImageSet, data_dir: str | None, resize: int | None) -> int | None:
-    """Count the images that are training images too, pixel by pixel; None where that cannot be known."""
+DECODED_TO_COMPARE = 512 << 20  # bytes of a training split; more would take longer than the other checks together
+
+
+def training_images_among(
+    spec: Any, chosen: ImageSet, *, data_dir: str | None, resize: int | None, skip_bad: bool, progress: Progress
+) -> Overlap | None:
+    """Count the images that are training images too: by their pixels, or where that takes too long by their files."""
     if not isinstance(spec, str) or chosen.split == "train":
         return None
-    if spec.partition(":")[0] not in AT_HAND:
-        return None if chosen.twins is None else int(chosen.twins.sum())
-    known = set(load_images(spec, split="train", data_dir=data_dir, resize=resize).in_memory().hashes)
-    return sum(each in known for each in chosen.hashes)
+    by_files = None if chosen.twins is None else Overlap(int(chosen.twins.sum()), by="bytes")
+    if spec.partition(":")[0] not in AT_HAND and (by_files is None or by_files.found):
+        return by_files
+    try:
+        training = load_images(
+            spec,
+            split="train",
+            data_dir=data_dir,
+            resize=resize,
+            skip_bad=skip_bad,
+            memory_limit=DECODED_TO_COMPARE,
+            progress=progress,
+        )
+    except UserError:  # of the training split, which this run does not judge
+        return by_files
+    if not isinstance(training, ImageSet):
+        return by_files
+    known = set(training.hashes)
+    return Overlap(sum(each in known for each in chosen.hashes), by="pixels")
 
 
 def identity(images: Images) -> str:
