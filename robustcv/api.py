@@ -5,6 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -797,7 +798,17 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral | Real):  # numpy's too
+        return int(value) if isinstance(value, Integral) else float(value)
+    return (
+        str(value)
+        if isinstance(value, Path)
+        else [_plain(each) for each in value]
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:
@@ -966,7 +977,7 @@ def require_counts(options: Mapping[str, Any]) -> None:
         if value is None:
             continue
         most = MOST.get(name, 2**62)
-        if not isinstance(least, float) and (isinstance(value, bool) or not isinstance(value, int)):
+        if not isinstance(least, float) and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise UserError("RCV-E006", f"{option} {value} is no whole number", "it counts something", f"{option} 1")
         if not value >= least:
             raise UserError("RCV-E006", f"{option} {value} is below {least}", "nothing would be done", "raise it")
@@ -974,7 +985,7 @@ def require_counts(options: Mapping[str, Any]) -> None:
             raise UserError("RCV-E006", f"{option} {value} is above {most:,}", "no machine could do that", "lower it")
 
 
-MOST = {"resize": 8192, "batch_size": 10**6, "seed": 2**62}  # what a count may be where any larger one is a slip
+MOST = {"resize": 8192, "batch_size": 10**6}  # what a count may be where any larger one is a slip
 
 
 def _finish(result: "Result", out: Path | str | None, formats: Sequence[str] = ()) -> Run:

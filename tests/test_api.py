@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import robustcv as rc
-from robustcv import draws, runs
+from robustcv import api, draws, runs
 from robustcv.attacks.corruptions import CORRUPTIONS
 from robustcv.errors import UserError
 
@@ -47,6 +47,15 @@ def test_a_spec_a_module_a_tensor_and_a_loader_give_the_same_numbers(trained: Pa
         assert [m.count for m in run.metrics] == [m.count for m in every[0].metrics]
     assert every[0].folder is None and every[0].page is None
     assert every[0].passes.forward > 40
+
+
+def test_counts_may_be_numpys() -> None:
+    """Users read them off arrays; what is kept of them must be JSON. (Tests check types, so no verb is called.)"""
+    given = {"n": np.int64(20), "minutes": np.float32(0.5), "eps": (np.float64(0.25), 1), "sweep": True}
+    api.require_counts(given)
+    assert json.dumps(api._options(given)) == '{"n": 20, "minutes": 0.5, "eps": [0.25, 1], "sweep": true}'
+    with pytest.raises(UserError, match="no whole number"):
+        api.require_counts({"n": np.float64(2)})
 
 
 def test_an_audit_leaves_the_module_as_it_was_found(trained: Path) -> None:
