@@ -105,12 +105,8 @@ def _hold(folder: Path) -> None:
     _held[folder.resolve()] = lock
 
 
-_BEGINNINGS = (
-    "fingerprint",
-    "inputs",
-    "notes.json",
-    "owner",
-)  # a run that stopped before it did any work leaves only these
+# a run that stopped before it did any work leaves only these
+_BEGINNINGS = ("fingerprint", "inputs", "notes.json", "owner")
 
 
 def discard_if_unused(folder: Path | str) -> None:

@@ -11,6 +11,7 @@ from robustcv.attacks.losses import margin
 from robustcv.attacks.norms import l2_ascend, l2_project
 
 ABSTAINS = -1
+COPIES = 16  # noisy ones that an attack averages over
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def smoothed_pgd(
     seeds: Int64[Tensor, " n"],
     sigma: float = 0.25,
     steps: int = 20,
-    copies: int = 16,
-    at_once: int = 16,
+    copies: int = COPIES,
+    at_once: int = COPIES,
 ) -> Float[Tensor, "n c h w"]:
     """Attack the smoothed classifier: L2 PGD on the mean probability under noise (Salman et al. 2019, SmoothAdv).
 

@@ -15,7 +15,7 @@ from robustcv import draws, processes, runs, stats
 from robustcv.attacks.norms import NormName
 from robustcv.certificates.bounds import bounds
 from robustcv.certificates.graph import operations_of
-from robustcv.certificates.smoothing import largest_radius, outvoted, smoothed_pgd, smoothing
+from robustcv.certificates.smoothing import COPIES, largest_radius, outvoted, smoothed_pgd, smoothing
 from robustcv.classifier import Counted, frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
@@ -210,7 +210,7 @@ def _outvoted(
         if job.black_box:
             return
         pgd = partial(smoothed_pgd, counted, batch, labels, eps=radius, seeds=seeds, sigma=given["sigma"])
-        attacked = on_fewer(lambda many: pgd(at_once=many), 16, "copies") if len(rows) == 1 else pgd()
+        attacked = on_fewer(lambda many: pgd(at_once=many), COPIES, "copies") if len(rows) == 1 else pgd()
         broken[rows] |= outvoted(counted, attacked, labels, seeds=seeds, **votes)
 
     in_chunks(attack, len(every), 16)

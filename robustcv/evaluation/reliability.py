@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustcv import draws, runtime, stopping
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.losses import margin
+from robustcv.classifier import Counted
 from robustcv.errors import UserError
 from robustcv.evaluation import slopes
 from robustcv.evaluation.job import Job, Planned
@@ -248,12 +249,9 @@ def _way(job: Job, rows: Tensor, best: Tensor) -> Tensor:
     labels = job.predictions.labels[rows]
 
     def gap(images: Tensor) -> Tensor:
-        def ask(some: slice) -> Tensor:
-            with torch.no_grad():
-                logits: Tensor = job.classifier(images[some].to(job.device)).double().cpu()
-            return logits
-
-        return -margin(torch.cat(runtime.in_chunks(ask, len(images), len(images))), labels, None)
+        with torch.no_grad():
+            logits = Counted(job.classifier)(images.to(job.device)).double().cpu()  # in halves where memory is scarce
+        return -margin(logits, labels, None)
 
     clean = gap(next(job.images.take(rows).batches(len(rows)))[0])
     return (clean - gap(best)) / clean.clamp_min(1e-12)

@@ -33,6 +33,7 @@ _CONFIG = {
     "header": {"labelColor": "var(--text)", "labelFontSize": 12, "labelFont": _FONT},
     "legend": {
         "symbolOpacity": 1,
+        "symbolStrokeWidth": 0,  # else it is drawn dashed as its line is, and looks torn
         "labelColor": "var(--text)",
         "titleColor": "var(--text)",
         "labelFontSize": 12,
@@ -106,7 +107,7 @@ def robustness_curve(
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", columnPadding=28, symbolStrokeWidth=0),
+            legend=alt.Legend(title=None, orient="top", columnPadding=28),
         ),
     )
     title = "accuracy under attack"
@@ -179,9 +180,7 @@ def reliability(rows: list[Row], *, label: str) -> str:
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("confidence:Q", title="mean confidence", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
         y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
-        color=alt.Color(
-            "series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top", symbolStrokeWidth=0)
-        ),
+        color=alt.Color("series:N", scale=colour, sort=names, legend=alt.Legend(title=None, orient="top")),
     )
     line = base.mark_line(strokeWidth=1.5).encode(
         strokeDash=alt.StrokeDash("series:N", scale=dash, sort=names, legend=None)
@@ -212,7 +211,7 @@ def trade_off(rows: list[Row], *, label: str) -> str:
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
         ),
     )
     point = base.mark_point(filled=True, size=60, opacity=1).encode(
@@ -249,7 +248,7 @@ def training_curve(rows: list[Row], *, selected: float, over_time: bool, label: 
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
+            legend=alt.Legend(title=None, orient="top", labelLimit=0, columnPadding=28),
         ),
     )
     line = base.mark_line(strokeWidth=2.5).encode(
@@ -288,7 +287,7 @@ def stability(rows: list[Row], *, x_title: str, label: str) -> str:
             "series:N",
             scale=colour,
             sort=names,
-            legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28, symbolStrokeWidth=0),
+            legend=alt.Legend(title=None, orient="top", columns=2, labelLimit=0, columnPadding=28),
         ),
     )
     y = alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(domainMax=1, zero=False))
@@ -325,7 +324,12 @@ def proved_and_broken(rows: list[Row], *, x_title: str, label: str) -> str:
         .encode(
             y=alt.Y("eps:N", title=x_title, sort=None),
             x=alt.X("share:Q", title="share of images", stack="zero", axis=alt.Axis(format="%")),
-            color=alt.Color("state:N", title=None, scale=scale, legend=alt.Legend(orient="top", labelLimit=300)),
+            color=alt.Color(
+                "state:N",
+                title=None,
+                scale=scale,
+                legend=alt.Legend(orient="top", labelLimit=300, symbolStrokeWidth=1.5),
+            ),
             order=alt.Order("place:Q"),
         )
         .properties(width=520, height=26 * len({row["eps"] for row in rows}))

@@ -62,7 +62,8 @@ def _one_step_flatters(record: Record) -> Bullet | None:
         return None
     gap = single.count - worst.count
     low, high = stats.wilson(gap, worst.n)
-    told = f"{single.attack} alone would overstate robustness by {numbers.share(gap / worst.n, worst.n)[:-1]}pp"
+    points = numbers.share(gap / worst.n, worst.n).replace("%", "pp")
+    told = f"{single.attack} alone would overstate robustness by {points}"
     return Bullet(f"{told} ({numbers.interval_of(low, high, worst.n)})", "RCV-F03", "threat", "low")
 
 
