@@ -165,6 +165,34 @@ def test_one_ctrl_c_in_training_keeps_the_finished_epochs(tmp_path, monkeypatch)
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(("call", "images", "methods"), [(5, 4, 2), (2, 4, 2), (1, 4, 1)])
+def test_one_ctrl_c_among_explanations_keeps_the_finished_maps(call, images, methods, trained, tmp_path, monkeypatch):
+    """In the third batch two are finished; in the first one, after one method of two, its maps are shown."""
+    from robustcv.evaluation import attribution as module
+
+    out, options = tmp_path / "run", {"n": 12, "method": ["ig", "saliency"], "batch_size": 4, "quiet": True}
+    options["measures"] = ["deletion"]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, module, "_one", call)
+        run = rc.explain(str(trained), "digits", out=out, **options)
+    assert (run.verdict, run.exit_code) == ("INCOMPLETE", 130) and run.measures == ()
+    finished = images * (2 if call == 5 else 1)
+    assert [each.images for each in run.explanations] == [finished] * methods and len(run.cases) == finished
+    assert all(len(case.heatmaps) == methods for case in run.cases)
+    page = run.page.read_text()
+    assert "INCOMPLETE" in page and "--resume" in page and "data:image/" in page
+    stopping._asked.clear()
+    explained = []
+    with monkeypatch.context() as patch:
+        real = module._one
+        patch.setattr(module, "_one", lambda name, *args, **own: explained.append(name) or real(name, *args, **own))
+        rc.explain(str(trained), "digits", out=out, resume=True, **options)
+    rc.explain(str(trained), "digits", out=tmp_path / "whole", **options)
+    assert numbers_of(out) == numbers_of(tmp_path / "whole")
+    batches = {5: 2, 2: 1, 1: 0}[call]
+    assert len(explained) == 2 * (3 - batches)
+
+
 def test_what_was_not_attacked_passes_no_gate_and_is_not_compared(trained, tmp_path, monkeypatch) -> None:
     from robustcv.evaluation import worst_case as module
 

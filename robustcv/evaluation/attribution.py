@@ -1,16 +1,18 @@
 """Explanations run over images: in batches, seeded per image, masked passes shared, timed, their error collected."""
 
 import inspect
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws, processes, stats
+from robustcv import draws, processes, runs, stats, stopping
 from robustcv.errors import UserError, first_line
+from robustcv.evaluation.saved_maps import Made, keep, kept
 from robustcv.explainers import Explanation
 from robustcv.explainers.pool import Pool
 from robustcv.records import ExplainerResult
@@ -33,22 +35,41 @@ def explain_images(
     batch_size: int,
     device: torch.device,
     advance: Advance = lambda _: None,
+    state: runs.State | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, tuple[Explanation, ExplainerResult]]:
     """Explain a (frozen) classifier's target logits by several methods, and say what each cost and how far it is off.
+
+    Parameters
+    ----------
+    state
+        Keeps the batches that every method has explained; those that it holds are not explained again.
+    stopped
+        Asked before each method of each batch. Once it is true, what was done by then is given: the first images, by
+        every method; or the first batch, by fewer.
 
     Raises
     ------
     UserError
         If a method cannot explain this model, or gives numbers that are not finite.
+    Interrupted
+        If it was stopped before there was a map.
     """
+    state = state or runs.State(None)
 
-    def explained(rows: Tensor) -> dict[str, tuple[Explanation, float, int]]:
+    def explained(rows: Tensor) -> dict[str, Made]:
+        key = f"maps-{int(rows[0])}"
+        if (known := kept(state, key)) is not None:
+            advance(len(rows) * len(known))
+            return known
         batch, wanted = images[rows].to(device), targets[rows].to(device)
         suits = chunk_size(batch, None)
         rows_at_once = suits if batch_size >= 64 else min(batch_size, suits)
         pool = Pool(classifier, batch, rows=rows_at_once)
-        made = {}
+        made: dict[str, Made] = {}
         for name, method in methods.items():
+            if stopped():
+                return made
             seeds = draws.image_seeds(seed, [hashes[row] for row in rows.tolist()], SAME_DRAWS.get(name, name))
             own, accepted = dict(options.get(name, {})), inspect.signature(method).parameters
             if isinstance(own.get("regions"), Tensor) and own["regions"].ndim == 3:
@@ -60,12 +81,22 @@ def explain_images(
             before, started = pool.forwards, time.monotonic()
             found = _one(name, method, classifier, batch, wanted, seeds=seeds.to(device), **own)
             asked = pool.forwards - before if "pool" in own else int(found.forwards.sum())
-            made[name] = found, time.monotonic() - started, asked
+            made[name] = Made(found, time.monotonic() - started, asked)
             advance(len(rows))
+        keep(state, key, made)
         return made
 
-    parts = processes.shared(torch.arange(len(images)).split(batch_size), explained)
-    return {name: _joined(name, [part[name] for part in parts], options.get(name, {})) for name in methods}
+    parts = _done(processes.shared(torch.arange(len(images)).split(batch_size), explained), len(methods))
+    return {name: _joined(name, [part[name] for part in parts], options.get(name, {})) for name in parts[0]}
+
+
+def _done(parts: Sequence[dict[str, Made]], methods: int) -> Sequence[dict[str, Made]]:
+    """Choose what to show of a run that was stopped: images that all methods have explained, else the first few."""
+    whole = list(itertools.takewhile(lambda part: len(part) == methods, parts))
+    found = whole or [part for part in parts[:1] if part]
+    if not found:
+        raise stopping.Interrupted
+    return found
 
 
 def _one(
@@ -91,11 +122,9 @@ def _one(
     )
 
 
-def _joined(
-    name: str, parts: list[tuple[Explanation, float, int]], options: Mapping[str, Any]
-) -> tuple[Explanation, ExplainerResult]:
+def _joined(name: str, parts: list[Made], options: Mapping[str, Any]) -> tuple[Explanation, ExplainerResult]:
     """Put the batches of one method together."""
-    made = [part for part, _, _ in parts]
+    made = [part.found for part in parts]
     gaps, margins = ([getattr(part, field) for part in made] for field in ("gap", "margin"))
     whole = Explanation(
         heatmaps=torch.cat([part.heatmaps for part in made]),
@@ -114,8 +143,8 @@ def _joined(
         options={key: value if isinstance(value, str | int | float) else "given" for key, value in options.items()},
         images=len(whole.heatmaps),
         forwards=stated + shared,
-        reused=stated - sum(asked for _, _, asked in parts),
-        seconds=sum(seconds for _, seconds, _ in parts),
+        reused=stated - sum(part.asked for part in parts),
+        seconds=sum(part.seconds for part in parts),
         error_name="relative error",
         median_error=median_error,
         worst_error=worst_error,

@@ -1,12 +1,13 @@
 """explain: what does it look at, how wrong is each map, how good is each method, and do the maps stand an attack?"""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustcv import draws, records, runs
+from robustcv import draws, records, runs, stopping
 from robustcv.classifier import Classifier
 from robustcv.data import ImageSet
 from robustcv.data.loose import loose_images
@@ -46,7 +47,6 @@ def explain(
     classifier: Any, images: Any, targets: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress
 ) -> Result:
     """Explain a classifier's predictions; ``options`` are the keyword arguments of `robustcv.explain`, all of them."""
-    del state  # short work: nothing to resume
     clock = Clock()
     methods = methods_of(options["method"])
     measures = measures_of(options["measures"])
@@ -60,6 +60,7 @@ def explain(
     refuse_unused(method_options, methods, f"the methods are {', '.join(methods)}", add="add {} to --methods")
     device = device_of(loaded, options["device"])
     chosen, data, labelled = _images(images, options, loaded, device, progress)
+    described = describe_model(loaded)
     if options["budget"]:
         method_options = {
             name: {**at_budget(name, options["budget"]), **method_options.get(name, {})} for name in methods
@@ -68,6 +69,7 @@ def explain(
     with judged(loaded.classifier) as plain:
         predictions = predict(plain, chosen, batch_size=options["batch_size"], device=device)
         wanted = predictions.classes if targets is None else _targets(targets, data.total, predictions)[chosen.indices]
+        state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256, wanted.tolist()))
         found = Explained(
             plain,
             chosen,
@@ -79,25 +81,32 @@ def explain(
             options["batch_size"],
             device,
         )
-        found.run(progress)
-        judgements = found.judge(measures, progress) if measures else ()
-        if measures and not judgements:
-            raise none_of(measures)
-        stable = found.attack(radii, options["norm"], progress) if radii else ()
-        drawn = _drawn(chosen, predictions, data.selection, wanted, options["cases"], labelled=labelled)
-        neighbours, near_files = _neighbours(plain, chosen, loaded, len(drawn.cases), options, device, progress)
+        done = found.run(progress, state)
+        shown = min(options["cases"], done)
+        drawn = _drawn(chosen, predictions, data.selection, wanted, shown, labelled=labelled)
+        judgements: tuple[records.MeasureResult, ...] = ()
+        stable: tuple[records.StabilityRow, ...] = ()
+        neighbours, near_files = _none_near(shown)
+        with contextlib.suppress(stopping.Interrupted):  # the maps stand; what is asked about all of them is left out
+            stopping.at_boundary()
+            judgements = found.judge(measures, progress) if measures else ()
+            if measures and not judgements:
+                raise none_of(measures)
+            stable = found.attack(radii, options["norm"], progress) if radii else ()
+            neighbours, near_files = _neighbours(plain, chosen, loaded, shown, options, device, progress)
     drawn.cases = [
         case.model_copy(update={"neighbours": near}) for case, near in zip(drawn.cases, neighbours, strict=True)
     ]
     cases, files = finished(drawn, jobs_of(drawn, wanted.tolist()[: len(drawn.cases)]), found.maps)
     heatmaps = {name: made.heatmaps for name, made in found.maps.items()}
-    focus, pictures = class_focus(heatmaps, wanted, data.class_names, chosen.masks)
+    masks = None if chosen.masks is None else chosen.masks[:done]
+    focus, pictures = class_focus(heatmaps, wanted[:done], data.class_names, masks)
     if pictures:
         files["evidence/focus.safetensors"] = runs.pack_arrays({key: each.numpy() for key, each in pictures.items()})
     record = records.Record(
         verb="explain",
         version=version(),
-        model=describe_model(loaded),
+        model=described,
         data=data,
         metrics=(proportion("clean_accuracy", predictions.correct),) if labelled else (),
         explanations=tuple(found.results),
@@ -203,6 +212,13 @@ def _drawn(
     return drawn
 
 
+Near = tuple[list[tuple[records.Neighbour, ...]], dict[str, bytes]]
+
+
+def _none_near(shown: int) -> Near:
+    return [()] * shown, {}
+
+
 def _neighbours(
     classifier: nn.Module,
     images: ImageSet,
@@ -211,10 +227,10 @@ def _neighbours(
     options: Mapping[str, Any],
     device: torch.device,
     progress: Progress,
-) -> tuple[list[tuple[records.Neighbour, ...]], dict[str, bytes]]:
+) -> Near:
     """Find, for each image shown, the nearest of a set (its training split) in feature space."""
     if options["neighbours"] is None:
-        return [()] * shown, {}
+        return _none_near(shown)
     known, _ = take_images(
         options["neighbours"], None, split="train", data_dir=options["data_dir"], resize=options["resize"], n=None,
         seed=options["seed"], loaded=loaded, device=device, progress=progress,

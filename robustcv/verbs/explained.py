@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcv import records
+from robustcv import records, runs, stopping
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.attribution import explain_images
@@ -40,7 +40,7 @@ class Explained:
         classifier: nn.Module,
         images: Tensor,
         targets: Tensor,
-        advance: Callable[[int], None] = lambda _: None,
+        **progressing: Any,
     ) -> dict[str, tuple[Explanation, records.ExplainerResult]]:
         return explain_images(
             classifier,
@@ -52,20 +52,35 @@ class Explained:
             seed=self.seed,
             batch_size=self.batch_size,
             device=self.device,
-            advance=advance,
+            **progressing,
         )
 
     @property
     def pixels(self) -> Tensor:
         return next(self.images.batches(len(self.images)))[0]
 
-    def run(self, progress: Progress) -> None:
-        """Explain all images by all methods."""
-        with progress.stage("explain", len(self.images) * len(self.methods)) as advance:
-            found = self._explain(self.methods, self.classifier, self.pixels, self.targets, advance)
-            for name, (made, result) in found.items():
-                self.maps[name] = made
-                self.results.append(result)
+    def run(self, progress: Progress, state: runs.State | None = None) -> int:
+        """Explain all images by all methods; gives how many were explained before the user asked to stop, if so.
+
+        Raises
+        ------
+        Interrupted
+            If the user asked to stop before there was a map.
+        """
+        with progress.stage("explain", len(self.images) * len(self.methods), stops=False) as advance:
+            found = self._explain(
+                self.methods,
+                self.classifier,
+                self.pixels,
+                self.targets,
+                advance=advance,
+                state=state,
+                stopped=stopping.asked,
+            )
+        for name, (made, result) in found.items():
+            self.maps[name] = made
+            self.results.append(result)
+        return self.results[0].images
 
     def again(self, name: str) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
         """Give a method as the measures take one: the same options and draws, on another model or other images."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from robustcv import records, runtime
+from robustcv import records, runtime, stopping
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.job import Job
@@ -82,6 +82,7 @@ def follow(
     judged: tuple[records.MeasureResult, ...] = ()
     if measures:
         explained.run(progress)
+        stopping.at_boundary()
         judged = explained.judge(measures, progress)
         if not judged:
             runtime.note(f"{', '.join(measures)} cannot be had here: no method promises a sum, or there are no masks")
