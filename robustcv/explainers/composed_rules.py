@@ -52,17 +52,32 @@ def adaptive_max_pool2d(rules: Rules, x: Tensor, *args: Any, return_indices: boo
 
 def _pooled(rules: Rules, x: Tensor, pool: Function) -> Tensor:
     x0 = rules.reference("max_pool2d", x)
-    value, place = pool(x)
     if x0 is None:
-        return value  # type: ignore[no-any-return]
+        return pool(x)[0]  # type: ignore[no-any-return]
     with torch.no_grad():
-        x0 = x0.expand_as(x)
-        value0, place0 = pool(x0)
+        value, place = pool(x.detach())
+        value0, place0 = pool(x0)  # of one image, where all share it
         place = torch.where(value >= value0, place, place0).flatten(2)
         moved = (x.detach() - x0).flatten(2).gather(2, place)
-        slope = torch.where(moved.abs() > tiny(x), (value - value0).flatten(2) / moved, torch.ones_like(moved))
-    linear = slope * x.flatten(2).gather(2, place)
-    return valued(linear.reshape(value.shape), value.detach())
+        slope = torch.where(moved.abs() > tiny(x), (value - value0).flatten(2) / moved, 1.0)
+    return _Picked.apply(x, value, place, slope)  # type: ignore[no-any-return]
+
+
+class _Picked(torch.autograd.Function):
+    """Has the values given; what comes back goes, times a slope, to one place of each plane."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, place: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(place, slope)
+        ctx.shape = x.shape
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        place, slope = ctx.saved_tensors
+        share = slope * gradients[0].flatten(2)
+        planes = share.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
+        return planes.scatter_add_(2, place, share).reshape(ctx.shape), None, None, None
 
 
 def softmax(rules: Rules, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:

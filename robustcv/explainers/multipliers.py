@@ -129,12 +129,13 @@ class Rules(TorchFunctionMode):
     def elementwise(self, name: str, function: Function, x: Tensor) -> Tensor:
         """Apply a function of each value alone; its multiplier is the slope between the two values."""
         x0 = self.reference(name, x)
-        value: Tensor = function(x)
         if x0 is None:
-            return value
+            return function(x)  # type: ignore[no-any-return]
         with torch.no_grad():
-            slope = SLOPES[name](x.detach(), x0) if name in SLOPES else _slope(function, x.detach(), x0)
-        return valued(slope * x, value.detach())
+            own = x.detach()
+            value: Tensor = function(own)
+            slope = SLOPES[name](own, x0) if name in SLOPES else _slope(name, function, own, x0, value)
+        return _Sloped.apply(x, value, slope)  # type: ignore[no-any-return]
 
     def product(self, function: Function, a: Any, b: Any) -> Tensor:
         """Multiply two live tensors: each one's multiplier is the mean of the other over image and reference."""
@@ -147,17 +148,34 @@ class Rules(TorchFunctionMode):
         return valued(linear, function(a.detach(), b.detach()))
 
 
-def _slope(function: Function, x: Tensor, x0: Tensor) -> Tensor:
-    """Compute (f(x) - f(x0)) / (x - x0), and f' where the two meet."""
-    moved = x - x0
-    apart = moved.abs() > tiny(x)
-    slope: Tensor = (function(x) - function(x0)) / moved.where(apart, 1.0)
-    if bool(apart.all()):
+class _Sloped(torch.autograd.Function):
+    """Has the values of one tensor, and the slope given as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0], None, None  # in this order: the layout of the first is kept, and suits the net
+
+
+def _slope(name: str, function: Function, x: Tensor, x0: Tensor, value: Tensor) -> Tensor:
+    """Compute (f(x) - f(x0)) / (x - x0), and f' where the two meet; in place, for this is most of what a map costs."""
+    moved, value0 = x - x0, function(x0)
+    slope: Tensor = (value - value0).div_(moved)
+    if name == "relu":  # exact however near the two are; where they meet it is 1 if both are above 0, and 0/0 otherwise
+        both = value.sign().mul_(value0.sign())
+        return torch.maximum(slope.nan_to_num_(0.0), both, out=slope)
+    met = moved.abs_() <= tiny(x)
+    if not bool(met.any()):
         return slope
     with torch.enable_grad():
         inputs = x.clone().requires_grad_()
         (own,) = torch.autograd.grad(function(inputs).sum(), inputs)
-    return slope.where(apart, own)
+    return torch.where(met, own, slope)
 
 
 def _fitted(recorded: Tensor, value: Tensor) -> Tensor | None:
