@@ -356,7 +356,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; the exit status says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
-    if not launch.one_of_several():  # several would have to agree where to stop
+    if launch.one_of_several():  # several would have to agree where to stop
+        launch.report_in()
+    else:
         stopping.listen()
     code = _run(arguments)
     launch.leave(code)
@@ -388,7 +390,8 @@ def _run(arguments: Sequence[str]) -> int:
         return errors.BAD_INPUT
     except KeyboardInterrupt:
         where = f"; go on with the same command, -o {_folder[0]} and --resume" if _folder else ""
-        print(f"\ninterrupted{where}", file=sys.stderr)
+        if not os.environ.get(launch.EXIT_FILE):  # whoever started it tells
+            print(f"\ninterrupted{where}", file=sys.stderr)
         return errors.INTERRUPTED
 
 

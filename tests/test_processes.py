@@ -143,5 +143,6 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_page(trained, tmp_path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     talk = process.communicate(timeout=90)[1]
-    assert process.returncode == 130 and "--resume" in talk, talk
+    assert process.returncode == 130 and talk.count("--resume") == 1 and "Traceback" not in talk, talk
+    assert not subprocess.run(["pgrep", "-f", f"robustcv audit.*{out}"], capture_output=True).stdout
     assert runs.load(out).verdict == "INCOMPLETE" and "Interrupted before" in (out / "report.html").read_text()
