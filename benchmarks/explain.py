@@ -515,8 +515,9 @@ def main() -> None:
     parser.add_argument("--coverage", type=int, default=25, help="draws of coalitions an image, for the coverage")
     parser.add_argument("--twins", type=int, default=3, help="pairs of models, with and without the shortcut")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "twins")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     for part in options.only.split(","):
         PARTS[part](options)
 

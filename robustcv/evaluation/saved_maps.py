@@ -28,7 +28,8 @@ def keep(state: runs.State, key: str, made: Mapping[str, Made]) -> None:
     arrays = {f"{name}.{field}": tensor.numpy() for (name, field), tensor in fields.items() if tensor is not None}
     told = {name: (each.found.details, each.seconds, each.asked) for name, each in made.items()}
     state.save_arrays(key, arrays)
-    state.save(f"{key}.json", json.dumps(told).encode())  # last: where it is, the arrays are whole
+    numbers = json.dumps(told, default=lambda each: each.item())  # numpy's, in the details of a method of the user's
+    state.save(f"{key}.json", numbers.encode())  # last: where it is, the arrays are whole
 
 
 def kept(state: runs.State, key: str) -> dict[str, Made] | None:
