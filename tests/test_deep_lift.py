@@ -162,6 +162,10 @@ FORMULAS = {
     "adaptive max pooling": lambda x: functional.adaptive_max_pool2d(x, 1).sum((1, 2, 3)),
     "pool then relu": lambda x: torch.relu(functional.max_pool2d(x - 0.5, 2) - 0.1).sum((1, 2, 3)),
     "in-place product": lambda x: (x * 1).mul_(torch.tanh(x)).sum((1, 2, 3)),
+    "pool then in place": lambda x: functional.relu(functional.max_pool2d(x - 0.5, 2), inplace=True).sum((1, 2, 3)),
+    "relu then in place": lambda x: functional.hardtanh(torch.relu(3 * x - 1), inplace=True).mul_(2).sum((1, 2, 3)),
+    "relu, then added to": lambda x: torch.relu(x - 0.3).add_(torch.relu(x - 0.6)).square().sum((1, 2, 3)),
+    "gelu, then scaled": lambda x: functional.gelu(3 * x - 1).mul_(2).add_(1).sum((1, 2, 3)),
     "einsum": lambda x: torch.einsum("nchw,ncwk->nchk", x, torch.exp(x)).sum((1, 2, 3)),
     "unit length": lambda x: functional.normalize(x, dim=1)[:, 0].sum((1, 2)),
     "interpolation": lambda x: torch.relu(functional.interpolate(x, 7, mode="bilinear") - 0.4).sum((1, 2, 3)),
@@ -181,6 +185,14 @@ def test_the_rescale_rule_by_hand() -> None:
     model = Formula(lambda x: torch.relu(x[:, 0, 0, 0] - 1 - torch.relu(x[:, 0, 0, 1])))
     found = explain("deep_lift", model, torch.tensor([[[[3.0, 1.0]]]]), torch.tensor([0]))
     assert found.heatmaps.flatten().tolist() == pytest.approx([1.5, -0.5])
+
+
+def test_a_relu_whose_input_is_where_it_was_has_its_own_slope() -> None:
+    """ReLU(x1 - x2 + 1) at (0.5, 0.5) from 0: nothing changes, and the unit is on, so each pixel has its weight."""
+    image = torch.tensor([[[[0.5, 0.5]]]])
+    for bias, wanted in ((1.0, [0.5, -0.5]), (-1.0, [0.0, 0.0])):
+        model = Formula(lambda x, bias=bias: torch.relu(x[:, 0, 0, 0] - x[:, 0, 0, 1] + bias))
+        assert explain("deep_lift", model, image, torch.tensor([0])).heatmaps.flatten().tolist() == wanted
 
 
 def test_maxima_give_the_change_to_the_place_of_the_larger_one() -> None:

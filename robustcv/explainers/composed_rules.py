@@ -60,14 +60,18 @@ def _pooled(rules: Rules, x: Tensor, pool: Function) -> Tensor:
         place = torch.where(value >= value0, place, place0).flatten(2)
         moved = (x.detach() - x0).flatten(2).gather(2, place)
         slope = torch.where(moved.abs() > tiny(x), (value - value0).flatten(2) / moved, 1.0)
-    return _Picked.apply(x, value, place, slope)  # type: ignore[no-any-return]
+    return _Picked.apply(x, (value, place, slope))  # type: ignore[no-any-return]
 
 
 class _Picked(torch.autograd.Function):
-    """Has the values given; what comes back goes, times a slope, to one place of each plane."""
+    """Has the values given; what comes back goes, times a slope, to one place of each plane.
+
+    They come as a tuple: an input that is given back would be a view, which the model could not change in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, place: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        value, place, slope = given
         ctx.save_for_backward(place, slope)
         ctx.shape = x.shape
         return value
@@ -77,7 +81,7 @@ class _Picked(torch.autograd.Function):
         place, slope = ctx.saved_tensors
         share = slope * gradients[0].flatten(2)
         planes = share.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
-        return planes.scatter_add_(2, place, share).reshape(ctx.shape), None, None, None
+        return planes.scatter_add_(2, place, share).reshape(ctx.shape), None
 
 
 def softmax(rules: Rules, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:

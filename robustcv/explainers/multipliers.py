@@ -135,7 +135,7 @@ class Rules(TorchFunctionMode):
             own = x.detach()
             value: Tensor = function(own)
             slope = SLOPES[name](own, x0) if name in SLOPES else _slope(name, function, own, x0, value)
-        return _Sloped.apply(x, value, slope)  # type: ignore[no-any-return]
+        return _Sloped.apply(x, (value, slope))  # type: ignore[no-any-return]
 
     def product(self, function: Function, a: Any, b: Any) -> Tensor:
         """Multiply two live tensors: each one's multiplier is the mean of the other over image and reference."""
@@ -149,17 +149,21 @@ class Rules(TorchFunctionMode):
 
 
 class _Sloped(torch.autograd.Function):
-    """Has the values of one tensor, and the slope given as its gradient."""
+    """Has the values of one tensor, and the slope given as its gradient.
+
+    They come as a tuple: an input that is given back would be a view, which the model could not change in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+        value, slope = given
         ctx.save_for_backward(slope)
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (slope,) = ctx.saved_tensors
-        return slope * gradients[0], None, None  # in this order: the layout of the first is kept, and suits the net
+        return slope * gradients[0], None  # in this order: the layout of the first is kept, and suits the net
 
 
 def _slope(name: str, function: Function, x: Tensor, x0: Tensor, value: Tensor) -> Tensor:
