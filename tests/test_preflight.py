@@ -108,13 +108,19 @@ def test_training_images_among_test_images_are_counted(trained, tmp_path) -> Non
 
 @pytest.mark.parametrize(
     ("of_training", "of_test", "status"),
-    [("png", "png", "raised"), ("png", "bmp", "raised"), ("png", "torn", "pass"), ("none", "png", "not run")],
+    [
+        ("png", "png", "raised"),
+        ("png", "bmp", "raised"),
+        ("png", "torn", "pass"),
+        ("png", "unreadable", "pass"),
+        ("none", "png", "not run"),
+    ],
 )
 def test_a_training_image_among_the_test_images_is_raised(of_training, of_test, status, tmp_path) -> None:
     """Encoded anew (png, bmp) it has other bytes; where a file of the training split is torn, bytes are compared."""
     generator = np.random.default_rng(0)
     pictures = generator.integers(0, 256, (2, 2, 6, 8, 8, 3), dtype=np.uint8)
-    if of_test != "torn":
+    if of_test in ("png", "bmp"):
         pictures[1, 0, 3] = pictures[0, 0, 2]  # a training image of the first class, pixel by pixel
     for split, classes in zip(("train", "test"), pictures, strict=True):
         if split == "train" and of_training == "none":
@@ -126,6 +132,9 @@ def test_a_training_image_among_the_test_images_is_raised(of_training, of_test, 
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{k}.{suffix}")
     if of_test == "torn":
         (tmp_path / "data/train/cat/0.png").write_bytes(b"torn")
+    if of_test == "unreadable":
+        (tmp_path / "data/train/cat/0.png").unlink()
+        (tmp_path / "data/train/cat/0.png").symlink_to("/proc/self/mem")  # reading its beginning is an error
     (tmp_path / "own.py").write_text(
         "import torch\ndef f():\n    torch.manual_seed(0)\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))\n"

@@ -151,7 +151,6 @@ def audit(
                 chosen,
                 data_dir=options["data_dir"],
                 resize=options["resize"],
-                skip_bad=options["skip_bad"],
                 progress=progress,
             )
             with progress.stage("preflight", 1):

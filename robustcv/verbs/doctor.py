@@ -69,7 +69,6 @@ def doctor(
                 chosen,
                 data_dir=options["data_dir"],
                 resize=options["resize"],
-                skip_bad=False,
                 progress=progress,
             ),
             black_box=is_black_box(classifier) or not gives_gradients(classifier, chosen, device),

@@ -340,7 +340,7 @@ DECODED_TO_COMPARE = 512 << 20  # bytes of a training split; more would take lon
 
 
 def training_images_among(
-    spec: Any, chosen: ImageSet, *, data_dir: str | None, resize: int | None, skip_bad: bool, progress: Progress
+    spec: Any, chosen: ImageSet, *, data_dir: str | None, resize: int | None, progress: Progress
 ) -> Overlap | None:
     """Count the images that are training images too: by their pixels, or where that takes too long by their files."""
     if not isinstance(spec, str) or chosen.split == "train":
@@ -348,17 +348,19 @@ def training_images_among(
     by_files = None if chosen.twins is None else Overlap(int(chosen.twins.sum()), by="bytes")
     if spec.partition(":")[0] not in AT_HAND and (by_files is None or by_files.found):
         return by_files
+    archive = Path(spec.removeprefix("folder:")).expanduser()
+    if archive.is_file() and archive.stat().st_size > DECODED_TO_COMPARE:
+        return by_files
     try:
         training = load_images(
             spec,
             split="train",
             data_dir=data_dir,
             resize=resize,
-            skip_bad=skip_bad,
             memory_limit=DECODED_TO_COMPARE,
             progress=progress,
         )
-    except UserError:  # of the training split, which this run does not judge
+    except (UserError, OSError):  # of the training split, which this run does not judge
         return by_files
     if not isinstance(training, ImageSet):
         return by_files
