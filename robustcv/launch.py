@@ -1,6 +1,5 @@
 """Starting a command in several processes, by torchrun, and learning how it went."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +8,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from robustcv.errors import INTERRUPTED
 
 EXIT_FILE = "ROBUSTCV_EXIT_FILE"  # where the first process leaves its exit code for the one that started them
 PATIENCE = 40  # seconds that processes have to leave what they hold
@@ -40,7 +41,8 @@ def start(arguments: Sequence[str], devices: int, folder: Path) -> int:
                    "-m", "robustcv", *arguments]  # fmt: skip
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // devices))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends them all; what is done is saved
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
         environment = {**os.environ, EXIT_FILE: str(left), "OMP_NUM_THREADS": threads}
         # in a session of its own, so that a Ctrl-C reaches this process alone: torchrun answers it with tracebacks
         running = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -63,16 +65,23 @@ def _end(running: subprocess.Popen[bytes], place: Path) -> None:
     """Interrupt the processes that torchrun started, and torchrun before them."""
     running.kill()
     running.wait()
-    last = time.monotonic() + PATIENCE
-    workers = [int(file.read_text()) for file in place.glob("process-*")]
-    for worker in workers:
-        _signal(worker, signal.SIGINT)
-    while any(_signal(worker, 0) for worker in workers) and time.monotonic() < last:
-        with contextlib.suppress(ChildProcessError):  # in a container they become this process's
-            os.waitpid(-1, os.WNOHANG)
-        time.sleep(0.05)
-    for worker in workers:
-        _signal(worker, signal.SIGKILL)
+    last, told = time.monotonic() + PATIENCE, set[int]()
+    try:
+        while time.monotonic() < last:
+            workers = _reported(place)
+            for worker in workers - told:  # one may report in late
+                _signal(worker, signal.SIGINT)
+            told = workers
+            if not any(_lives(worker) for worker in workers):
+                return
+            time.sleep(0.05)
+    finally:
+        for worker in _reported(place):
+            _signal(worker, signal.SIGKILL)
+
+
+def _reported(place: Path) -> set[int]:
+    return {int(text) for file in place.glob("process-*") if (text := file.read_text())}
 
 
 def _signal(process: int, number: int) -> bool:
@@ -84,10 +93,21 @@ def _signal(process: int, number: int) -> bool:
     return True
 
 
+def _lives(process: int) -> bool:
+    """Tell whether a process is at work: one that has ended may stay listed where nobody asks how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # it is gone, or this system has no such files
+        return _signal(process, 0)
+
+
 def report_in() -> None:
-    """Tell the process that started this one, by torchrun, which it is."""
+    """Tell the process that started this one, by torchrun, which it is; where that has gone, there is nothing to do."""
     if file := os.environ.get(EXIT_FILE):
-        Path(file).with_name(f"process-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
+        try:
+            Path(file).with_name(f"process-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
+        except FileNotFoundError:
+            raise SystemExit(INTERRUPTED) from None
 
 
 def leave(code: int) -> None:
