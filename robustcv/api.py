@@ -798,17 +798,21 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
+    """Give an option as the record keeps it: no paths, no tuples, and no numbers but Python's own."""
+    if isinstance(value, Path):
+        return str(value)
+    return [_number(each) for each in value] if isinstance(value, tuple) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    """Bring numpy's numbers to Python's, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _number(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_number(each) for each in value) if type(value) in (list, tuple) else value
+    if isinstance(value, bool) or not isinstance(value, Integral | Real):
         return value
-    if isinstance(value, Integral | Real):  # numpy's too
-        return int(value) if isinstance(value, Integral) else float(value)
-    return (
-        str(value)
-        if isinstance(value, Path)
-        else [_plain(each) for each in value]
-        if isinstance(value, tuple)
-        else value
-    )
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:

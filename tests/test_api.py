@@ -51,9 +51,12 @@ def test_a_spec_a_module_a_tensor_and_a_loader_give_the_same_numbers(trained: Pa
 
 def test_counts_may_be_numpys() -> None:
     """Users read them off arrays; what is kept of them must be JSON. (Tests check types, so no verb is called.)"""
-    given = {"n": np.int64(20), "minutes": np.float32(0.5), "eps": (np.float64(0.25), 1), "sweep": True}
+    given = {"n": np.int64(20), "minutes": np.float32(0.5), "eps": (np.float64(0.25), 1), "sweep": True,
+             "set": {"pgd": {"steps": np.int64(5), "labels": [np.int64(1)]}}}  # fmt: skip
     api.require_counts(given)
-    assert json.dumps(api._options(given)) == '{"n": 20, "minutes": 0.5, "eps": [0.25, 1], "sweep": true}'
+    assert json.dumps(api._options(given)) == (
+        '{"n": 20, "minutes": 0.5, "eps": [0.25, 1], "sweep": true, "set": {"pgd": {"steps": 5, "labels": [1]}}}'
+    )
     with pytest.raises(UserError, match="no whole number"):
         api.require_counts({"n": np.float64(2)})
 

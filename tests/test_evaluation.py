@@ -304,7 +304,7 @@ def test_a_failed_gate_stays_failed_unless_the_model_may_be_fed_wrongly() -> Non
     failed, passed = [gate("failed")], [gate("passed")]
     assert conclude(failed, (), check("black box wins")) == conclude(failed, check("logits"), ()) == ("FAIL", 3)
     for name in ("normalisation", "label order", "class order", "pixel range", "better than the majority class",
-                 "trial attack within eps"):  # fmt: skip
+                 "trial attack within eps", "plausible eps"):  # fmt: skip
         assert conclude(failed, check(name), ()) == ("INCONCLUSIVE", 4)
         assert conclude(passed, check(name), ()) == ("INCONCLUSIVE", 4)
     assert conclude([*passed, *failed], (), ()) == ("FAIL", 3) and conclude(passed, (), ()) == ("PASS", 0)
