@@ -19,6 +19,7 @@ from robustcv.attacks.patch import apply_patch, patch_each, train_patch
 from robustcv.attacks.spatial import moved, spatial
 from robustcv.attacks.wrappers import Bpda, Eot
 from robustcv.classifier import Tracked, frozen
+from robustcv.errors import UserError
 from robustcv.evaluation.block import make_judge
 
 # -- spatial ----------------------------------------------------------------------------------------------------------
@@ -79,6 +80,20 @@ def test_a_patch_covers_its_share_inside_the_image_and_nothing_else(shape) -> No
     assert (covered - area).abs().max() < 0.12 * area  # it never sticks out
     assert set(out.unique().tolist()) <= {0.0, 1.0} or float(out[out > 0].min()) > 0.99
     assert len({tuple(place) for place in (out[:, 0] > 0).float().flatten(1).argmax(1)[:, None].tolist()}) > 10
+
+
+@pytest.mark.parametrize(("size", "degrees"), [(0.9, 45.0), (0.8, 20.0)])
+def test_a_patch_too_large_to_turn_freely_is_in_the_middle(size, degrees) -> None:
+    """Four quarters of the image lose the same, whichever way it turns."""
+    out = apply_patch(torch.zeros(200, 1, 40, 40), torch.ones(1, 9, 9), seeds=torch.arange(200), size=size,
+                      degrees=degrees, scale=0.0)[:, 0].double()  # fmt: skip
+    halves = [out[:, :20].mean(), out[:, 20:].mean(), out[:, :, :20].mean(), out[:, :, 20:].mean()]
+    assert max(halves) - min(halves) < 0.01
+
+
+def test_a_patch_that_every_image_is_already_taken_for_is_refused() -> None:
+    with pytest.raises(UserError, match="every image it would be trained on is of that class"):
+        train_patch(TopLeft(), torch.rand(4, 1, 12, 12), torch.ones(4, dtype=torch.int64), target=1, steps=2)
 
 
 def test_an_upright_patch_shows_its_own_pixels() -> None:
@@ -214,6 +229,39 @@ def test_a_foolbox_attack_runs_in_an_audit(trained) -> None:
     run = rc.audit(str(trained), "digits", n=20, eps="64/255", sweep=False, explain=(), cases=2, quiet=True,
                    attacks=("foolbox-gaussian-blur", "foolbox-contrast-search"))  # fmt: skip
     assert [each.name for each in run.attacks][:2] == ["foolbox-gaussian-blur", "foolbox-contrast-search"]
+
+
+def test_an_image_that_no_start_fools_does_not_keep_the_others_from_being_attacked(capsys) -> None:
+    """Noise, black and white are all of class 0; the images of class 1 lie too far behind to be mates of all."""
+
+    class Grey(torch.nn.Module):
+        def forward(self, images):
+            return torch.stack([torch.zeros(len(images)), 0.1 - (images - 0.5).abs().amax((1, 2, 3))], 1)
+
+    images = torch.cat([torch.full((40, 1, 4, 4), 0.9), torch.full((4, 1, 4, 4), 0.51)])
+    labels, model = torch.tensor([0] * 40 + [1] * 4), Grey().eval()
+    assert (model(images).argmax(1) == labels).all()
+    with frozen(model):
+        out = ATTACKS["foolbox-boundary"](model, images, labels, seeds=torch.arange(44), steps=20)
+    fooled = model(out).argmax(1) != labels
+    assert fooled[40:].all() and fooled[0] and torch.equal(out[19:40], images[19:40])
+    assert "boundary found no image to start from for 21 of 44 images" in capsys.readouterr().err
+
+
+def test_bisection_reaches_as_far_as_the_image_goes() -> None:
+    """A boundary that only a change of nearly all values crosses, beyond the 256 of six doublings in L1."""
+    model = make_linear(2, (3, 32, 32), seed=1, dtype=torch.float32)
+    image = torch.full((1, 3, 32, 32), 0.5)
+    with torch.no_grad():
+        gap = (model.weights[0] - model.weights[1]).flatten()
+        model.bias[:] = torch.tensor([0.0, float(gap @ image.flatten() + 0.45 * gap.abs().sum())])
+        label = model(image).argmax(1)
+    exact_distance = 0.45 * 3072
+    for norm in ("l1", "linf"):
+        with frozen(model):
+            out = by_bisection(ATTACKS["apgd"], steps=20, loss="margin")(model, image, label, norm=norm)
+        assert int(model(out).argmax(1)) != int(label), norm
+    assert float((out - image).abs().max()) == pytest.approx(0.45, rel=0.02) and exact_distance > 256
 
 
 def test_every_denied_foolbox_attack_has_a_reason_and_none_is_offered() -> None:

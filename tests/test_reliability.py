@@ -35,6 +35,7 @@ from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.preflight import preflight
 from robustcv.evaluation.robustness import measure
+from robustcv.evaluation.slopes import slope_flags
 from robustcv.evaluation.worst_case import worst_case
 
 SHAPE, EPS, N = (3, 8, 8), 0.012, 100
@@ -208,6 +209,14 @@ def test_honest_models_raise_nothing(number: int) -> None:
 
     for eps in (2 / 255, 8 / 255, 24 / 255):
         assert audited(honest(number, 500), patches(100, 700 + number), eps=eps)[1] == set()
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.2, 0.3])
+def test_no_gradient_is_missed_where_a_label_ranks_third_at_a_large_eps(linear, eps) -> None:
+    """DLR is a constant there, on any model: (z1 - z3) / (z1 - z3)."""
+    with frozen(linear):
+        zero, _, _ = slope_flags(job_for(linear, labelled(linear, 20)), torch.arange(20), eps)
+    assert zero.status == "pass", zero.figure
 
 
 def test_randomness_is_flagged(linear) -> None:

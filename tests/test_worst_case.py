@@ -19,6 +19,7 @@ from robustcv.data import ImageSet
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import EFFORTS, plan_for
+from robustcv.evaluation.replay import replayable
 from robustcv.evaluation.robustness import measure, passes
 from robustcv.evaluation.worst_case import WorstCase, merge, robust_metrics, worst_case
 
@@ -347,6 +348,30 @@ def test_what_an_escalation_breaks_counts_also_with_a_sweep(problem) -> None:
     both = merge(first, then)
     assert torch.equal(both.robust(SWEEP[1]), first.robust(SWEEP[1]) & then.robust(SWEEP[1]))
     assert torch.equal(both.robust(0.3), first.robust(0.3) & both.robust(SWEEP[1]))
+
+
+def test_what_a_second_plan_breaks_by_a_small_change_counts_at_smaller_eps_too(problem) -> None:
+    """FAB's changes are far smaller than the headline eps: the curve must not say that such images stand."""
+    model, images = problem
+    weak = [Planned("pgd", ATTACKS["pgd"], {"steps": 1, "step_size": 1e-4})]
+    with frozen(model):
+        job = job_for(model, images)
+        first = worst_case(job, weak, eps=SWEEP[2], sweep=SWEEP)
+        then = worst_case(job, planned("fab"), eps=SWEEP[2], among=first.robust(SWEEP[2]), reason="escalation")
+        both = merge(first, then)
+        near = [int((then.distance <= eps).sum()) for eps in SWEEP]
+        assert 0 < near[0] < near[2]
+        for eps in SWEEP:
+            assert torch.equal(both.robust(eps), first.robust(eps) & ~(then.distance <= eps))
+            rows, best = both.candidates[eps]
+            here = (both.broken_at[rows] <= eps) & (both.broken_by[rows] > 0)
+            assert torch.equal(rows, rows.unique()) and int(here.sum()) == int((then.distance <= eps).sum())
+            moved = (best[here] - images.images[rows[here]]).abs().amax((1, 2, 3))
+            assert (moved <= eps * (1 + 1e-6)).all() and (
+                model(best[here]).argmax(1) != images.labels[rows[here]]
+            ).all()
+        settled = replayable(job, both)
+    assert settled.withdrawn == 0 and torch.equal(settled.outcome.broken_at, both.broken_at)
 
 
 def test_smaller_eps_are_tried_on_the_images_that_fell_and_larger_ones_on_those_that_stand(problem) -> None:

@@ -1,6 +1,7 @@
 """An adapter: any attack that takes an eps becomes one that looks for the nearest candidate."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,13 @@ from robustcv.attacks.nearest import Nearest
 from robustcv.attacks.norms import NormName
 from robustcv.classifier import rows_in_play
 
-WIDEST = {"linf": 1.0, "l2": 1.0, "l1": 4.0, "l0": 4.0}  # where the search begins; it doubles until an image breaks
+BEGIN = {"linf": 1.0, "l2": 1.0, "l1": 4.0, "l0": 4.0}  # it doubles until an image breaks, or all may be changed
+
+
+def doublings(norm: NormName, values: int) -> int:
+    """Tell how often to double until the ball around an image of so many values holds every image."""
+    widest = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values), "l0": float(values)}[norm]
+    return max(0, math.ceil(math.log2(widest / BEGIN[norm])))
 
 
 def by_bisection(attack: Callable[..., Tensor], *, rounds: int = 12, **fixed: Any) -> Callable[..., Tensor]:
@@ -46,8 +53,9 @@ def by_bisection(attack: Callable[..., Tensor], *, rounds: int = 12, **fixed: An
         seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
         found = Nearest(images, norm)
         low = torch.zeros(len(images), dtype=images.dtype, device=images.device)
-        high = torch.full_like(low, WIDEST[norm])
-        for number in range(rounds + 6):
+        high = torch.full_like(low, BEGIN[norm])
+        widenings = doublings(norm, images[0].numel())
+        for number in range(rounds + max(6, widenings)):  # more halvings where little was spent on widening
             known = found.distance.isfinite()
             eps = torch.where(known, (low + high) / 2, high)
             candidates = attack(classifier, images, labels, eps=eps, norm=norm, targets=targets, seeds=seeds, **fixed)
@@ -59,7 +67,7 @@ def by_bisection(attack: Callable[..., Tensor], *, rounds: int = 12, **fixed: An
             high[rows] = torch.where(fools, found.distance[rows].to(high), high[rows])
             low[rows] = torch.where(fools, low[rows], eps[rows])
             unknown = found.distance.isinf()
-            if number < 6:
+            if number < widenings:
                 high = torch.where(unknown, 2 * high, high)
         return found.images
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustcv import draws
+from robustcv import draws, runtime
 from robustcv.attacks.nearest import Nearest
 from robustcv.attacks.norms import NormName
 from robustcv.classifier import Counted, Tracked, frozen, rows_in_play
@@ -89,23 +89,28 @@ def foolbox_attack(name: str) -> Callable[..., Tensor]:
         kind = getattr(foolbox.attacks, by_norm[norm])
         known = inspect.signature(kind.__init__).parameters
         options |= {"constraint": norm} if name == "hopskipjump" else {}
-        criterion = (
-            foolbox.criteria.Misclassification(labels[rows])
-            if targets is None
-            else foolbox.criteria.TargetedMisclassification(targets[rows])
-        )
+        asked = rows
         with frozen(plain), _seeded(int(seeds.sum())):
             model = foolbox.PyTorchModel(counted.eval(), bounds=(0, 1), device=images.device)
             runner = kind(**{key: value for key, value in options.items() if key in known})
-            more = (
-                _starts(counted, images[rows], labels[rows], seeds[rows]) if name in ("boundary", "hopskipjump") else {}
-            )
-            if more is not None:
+            more: dict[str, Tensor] = {}
+            if name in ("boundary", "hopskipjump"):
+                wanted = None if targets is None else targets[rows]
+                starts, fool = _starts(counted, images[rows], labels[rows], wanted, seeds[rows])
+                if not bool(fool.all()):
+                    runtime.note(f"{name} found no image to start from for {int((~fool).sum())} of {len(rows)} images")
+                rows, more = rows[fool], {"starting_points": starts[fool]}
+            if len(rows):
+                criterion = (
+                    foolbox.criteria.Misclassification(labels[rows])
+                    if targets is None
+                    else foolbox.criteria.TargetedMisclassification(targets[rows])
+                )
                 _, found, _ = runner(model, images[rows].clone(), criterion, epsilons=None, **more)
                 candidates = found.detach().clamp(0, 1).nan_to_num(0.0)
                 with torch.no_grad():
                     nearest.offer(rows, candidates, counted(candidates), labels, targets)
-        _count(classifier, rows, counted.forwards, counted.backwards)
+        _count(classifier, asked, counted.forwards, counted.backwards)
         return nearest.images
 
     attack.__name__ = f"foolbox_{name.replace('-', '_')}"
@@ -129,10 +134,12 @@ def _count(classifier: nn.Module, rows: Tensor, forwards: int, backwards: int) -
         counts[rows[: passes % len(rows)]] += 1
 
 
-def _starts(classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor) -> dict[str, Tensor] | None:
+def _starts(
+    classifier: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
     """Find a fooling start for each image, as decision attacks need: noise, the other images, black, white.
 
-    Gives None where some image has none: foolbox would stop with an error.
+    Tells also which images have one: foolbox would stop with an error at the others.
     """
     starts, missing = images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device)
     tries: list[Tensor] = [draws.uniform(seeds, tuple(images.shape[1:]), stream).to(images) for stream in range(20)]
@@ -140,12 +147,13 @@ def _starts(classifier: nn.Module, images: Tensor, labels: Tensor, seeds: Tensor
     tries += [torch.zeros_like(images), torch.ones_like(images), 1 - images]
     with torch.no_grad():
         for candidates in tries:
-            fools = (classifier(candidates).argmax(1) != labels) & missing
+            answers = classifier(candidates).argmax(1)
+            fools = (answers != labels if targets is None else answers == targets) & missing
             starts[fools] = candidates[fools]
             missing &= ~fools
             if not bool(missing.any()):
-                return {"starting_points": starts}
-    return None
+                break
+    return starts, ~missing
 
 
 @contextmanager

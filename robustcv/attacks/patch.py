@@ -11,6 +11,7 @@ from torch.nn import functional
 from robustcv import draws
 from robustcv.attacks.losses import margin
 from robustcv.classifier import rows_in_play
+from robustcv.errors import UserError
 
 Shape = Literal["square", "round"]
 
@@ -68,6 +69,13 @@ def train_patch(
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
     if target is not None:
         images, labels, seeds = images[labels != target], labels[labels != target], seeds[labels != target]
+        if len(images) == 0:
+            raise UserError(
+                "RCV-E008",
+                f"patch.target={target} cannot be used",
+                "every image it would be trained on is of that class",
+                "choose another target",
+            )
     pixels = resolution or max(2, round(size * min(images.shape[-2:])))
     patch = torch.full((images.shape[1], pixels, pixels), 0.5, dtype=images.dtype, device=images.device)
     momentum = torch.zeros_like(patch)
@@ -113,8 +121,8 @@ def apply_patch(
     angle = (2 * drawn[:, 0] - 1) * degrees * (math.pi / 180)
     half = size * min(h, w) * (1 + (2 * drawn[:, 1] - 1) * scale) / 2  # in pixels of the image
     reach = half * (angle.cos().abs() + angle.sin().abs() if shape == "square" else 1.0)
-    x = reach + drawn[:, 2] * (w - 2 * reach).clamp_min(0)
-    y = reach + drawn[:, 3] * (h - 2 * reach).clamp_min(0)
+    x = torch.where(2 * reach < w, reach + drawn[:, 2] * (w - 2 * reach), w / 2)  # in the middle where it cannot fit
+    y = torch.where(2 * reach < h, reach + drawn[:, 3] * (h - 2 * reach), h / 2)
     down, across = torch.meshgrid(torch.arange(h).to(images) + 0.5, torch.arange(w).to(images) + 0.5, indexing="ij")
     away_x, away_y = across - x[:, None, None], down - y[:, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from robustcv import processes, stopping
+from robustcv import processes, runtime, stopping
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import Probed, probe
 from robustcv.evaluation.replay import Replayable
@@ -48,6 +48,10 @@ def measure(
     if escalation and (suspicious or any(flag.status == "raised" for flag in probed.flags)):
         more = worst_case(job, escalation, eps=eps, among=outcome.robust(eps), reason="escalation")
         outcome = merge(outcome, more)
+        if len(outcome.sweep) > 1:
+            runtime.note(
+                f"only {outcome.norm} {eps:.4g} was attacked again by the longer plan, not the rest of the curve"
+            )
     return outcome, probed.flags
 
 

@@ -328,7 +328,10 @@ def robust_metrics(outcome: WorstCase) -> list[Metric]:
 
 
 def merge(first: WorstCase, then: WorstCase) -> WorstCase:
-    """Join a second plan, run at the headline eps on what the first had left standing."""
+    """Join a second plan, run at the headline eps on what the first had left standing.
+
+    What it broke by a change that fits a smaller eps of the sweep counts there too.
+    """
     fell = (then.broken_by >= 0) & (then.broken_at < first.broken_at)
     rows, pictures = (
         torch.cat(pair) for pair in zip(first.candidates[first.headline], then.candidates[first.headline], strict=True)
@@ -338,12 +341,23 @@ def merge(first: WorstCase, then: WorstCase) -> WorstCase:
         if row not in places or fell[row]:  # the later candidate of an image counts only where it broke the image
             places[row] = place
     kept = torch.tensor([places[row] for row in sorted(places)]).long()
+    candidates = {**first.candidates, first.headline: (rows[kept], pictures[kept])}
+    broken_at = torch.where(fell, then.broken_at, first.broken_at)
+    distance = torch.where(fell, then.distance, first.distance)
+    larger = first.headline
+    for eps in sorted((each for each in first.sweep if each < first.headline), reverse=True):
+        fits = (fell & (broken_at == larger) & (distance <= eps)).nonzero().squeeze(1)
+        broken_at[fits] = eps
+        others = ~torch.isin(candidates[eps][0], fits)
+        known = candidates[eps][0][others], candidates[eps][1][others]
+        candidates[eps] = _with(known, candidates[larger], fits)
+        larger = eps
     return replace(
         first,
         names=(*first.names, *then.names),
-        broken_at=torch.where(fell, then.broken_at, first.broken_at),
+        broken_at=broken_at,
         broken_by=torch.where(fell, then.broken_by + len(first.names), first.broken_by),
-        distance=torch.where(fell, then.distance, first.distance),
+        distance=distance,
         results=(*first.results, *then.results),
-        candidates={**first.candidates, first.headline: (rows[kept], pictures[kept])},
+        candidates=candidates,
     )
