@@ -210,6 +210,13 @@ AUTOATTACK = {"apgd": (102, 101), "apgd-t": (919, 909), "fab": (1828, 900), "squ
 
 
 @pytest.mark.slow
+def test_in_l1_the_autoattack_plan_has_the_restarts_and_classes_of_mind_the_box() -> None:
+    plan = [
+        (each.name, each.options.get("restarts"), each.options.get("classes")) for each in plan_for("autoattack", "l1")
+    ]
+    assert plan == [("apgd", 5, None), ("apgd-t", None, 5), ("fab", None, 9)]
+
+
 def test_the_autoattack_plan_spends_what_autoattack_spends_to_the_unit() -> None:
     images = ImageSet(make_images(2, (1, 3, 3), dtype=torch.float32), torch.zeros(2).long(), tuple("abcdefghij"))
     outcome = run(Unbreakable(), images, plan=plan_for("autoattack", "linf"), sweep=())

@@ -32,6 +32,12 @@ EFFORTS: dict[str, Steps] = {
         ("square", {"queries": 5000}, 0.0),
     ),
 }
+# AutoAttack's own for L1 (Croce and Hein 2021, "Mind the box"), but for Square, and for the larger balls it begins in
+_L1_AUTOATTACK: Steps = (
+    ("apgd", {"loss": "cross_entropy", "steps": 100, "restarts": 5}, 0.0),
+    ("apgd-t", {"loss": "dlr", "steps": 100, "classes": 5}, 0.0),
+    ("fab", {"steps": 100, "classes": 9}, 0.0),
+)
 # gradients of a count say little: minimum-norm attacks lead, and AutoAttack defines no schedule
 _L0: dict[str, Steps] = {
     "quick": (("fmn", {"steps": 50}, 0.0),),
@@ -80,6 +86,7 @@ def plan_for(
         )
     more = options or {}
     steps = _BLACK_BOX[effort] if black_box else _L0[effort] if norm == "l0" else EFFORTS[effort]
+    steps = _L1_AUTOATTACK if (effort, norm) == ("autoattack", "l1") else steps
     return [
         Planned(name, ATTACKS[name], {**given, **more.get(name, {})}, reach)
         for name, given, reach in steps
