@@ -7,27 +7,18 @@ number of forward passes for both, in one process; times are medians of alternat
 """
 
 import argparse
-import itertools
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from explain import problem
+from explain import GRIDS, every_mask, problem, timed
 from torch import Tensor, nn
 
 from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.regions import regions_of
 
-GRID, K, BUDGETS = "grid:3x4", 12, (50, 100, 200, 400, 800)
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that some work takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+K, BUDGETS = 12, (50, 100, 200, 400, 800)
 
 
 # -- LIME: the weighted regression over all masks, by both from a few of them ---
@@ -35,7 +26,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def regression(model: nn.Module, image: Tensor, regions: Tensor, target: int, width: float = 0.25) -> np.ndarray:
     """Give LIME's coefficients for every one of the 2**K masks, equally likely, hidden parts black, no penalty."""
-    masks = np.array(list(itertools.product((0, 1), repeat=K)), dtype=bool)
+    masks = every_mask(K)
     with torch.no_grad():
         shown = torch.from_numpy(masks)
         values = torch.cat([model(image * part[:, regions][:, None])[:, target] for part in shown.split(512)])
@@ -53,7 +44,7 @@ def lime_values(options: argparse.Namespace) -> None:
     lime.lime_image.tqdm = lambda rows: rows  # its progress bar cannot be switched off
 
     model, images, targets = problem(options.model, options.images)
-    regions = regions_of(images, GRID)
+    regions = regions_of(images, GRIDS[K])
     truth = [regression(model, image, own, int(t)) for image, own, t in zip(images, regions, targets, strict=True)]
 
     def theirs(samples: int, seed: int) -> np.ndarray:

@@ -146,13 +146,7 @@ def audit(
         if options["skip_preflight"] and not stopping.asked():
             checks = indispensable(classifier, chosen, device)
         elif not stopping.asked():
-            overlap = training_images_among(
-                images,
-                chosen,
-                data_dir=options["data_dir"],
-                resize=options["resize"],
-                progress=progress,
-            )
+            overlap = training_images_among(images, chosen, options, progress)
             with progress.stage("preflight", 1):
                 checks = preflight(
                     classifier,

@@ -64,13 +64,7 @@ def doctor(
             device=device,
             norm=options["norm"],
             eps=eps[0],
-            overlap=training_images_among(
-                images,
-                chosen,
-                data_dir=options["data_dir"],
-                resize=options["resize"],
-                progress=progress,
-            ),
+            overlap=training_images_among(images, chosen, options, progress),
             black_box=is_black_box(classifier) or not gives_gradients(classifier, chosen, device),
         )
     return (*machine, *found)

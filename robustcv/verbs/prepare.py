@@ -340,7 +340,7 @@ DECODED_TO_COMPARE = 512 << 20  # bytes of a training split; more would take lon
 
 
 def training_images_among(
-    spec: Any, chosen: ImageSet, *, data_dir: str | None, resize: int | None, progress: Progress
+    spec: Any, chosen: ImageSet, options: Mapping[str, Any], progress: Progress
 ) -> Overlap | None:
     """Count the images that are training images too: by their pixels, or where that takes too long by their files."""
     if not isinstance(spec, str) or chosen.split == "train":
@@ -355,8 +355,8 @@ def training_images_among(
         training = load_images(
             spec,
             split="train",
-            data_dir=data_dir,
-            resize=resize,
+            data_dir=options["data_dir"],
+            resize=options["resize"],
             memory_limit=DECODED_TO_COMPARE,
             progress=progress,
         )
