@@ -7,6 +7,7 @@ from typing import get_args, get_type_hints
 from torch import Tensor
 
 from robustcv.attacks.apgd import apgd
+from robustcv.attacks.apgd_l1 import apgd_l1, apgd_t_l1
 from robustcv.attacks.apgd_t import apgd_t
 from robustcv.attacks.ddn import ddn
 from robustcv.attacks.deepfool import deepfool
@@ -25,6 +26,8 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "mi-fgsm": mi_fgsm,
     "apgd": apgd,
     "apgd-t": apgd_t,
+    "apgd-l1": apgd_l1,
+    "apgd-t-l1": apgd_t_l1,
     "square": square,
     "noise": noise,
     "deepfool": deepfool,

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from robustcv import draws
 from robustcv.attacks.climb import Best, chosen
 from robustcv.attacks.losses import margin
-from robustcv.attacks.norms import Radius, l2_ascend, l2_project, linf_project, wide
+from robustcv.attacks.norms import Radius, l1_project, l2_ascend, l2_project, linf_project, wide
 from robustcv.classifier import rows_in_play
 
+_ORDERS = {"l2": 2, "l1": 1}
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries (the paper's section 5)
 
 
@@ -23,13 +24,15 @@ def square(
     labels: Int64[Tensor, " n"],
     *,
     eps: Radius,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Literal["linf", "l2", "l1"] = "linf",
     targets: Int64[Tensor, " n"] | None = None,
     seeds: Int64[Tensor, " n"] | None = None,
     queries: int = 5000,
     share: float = 0.8,
 ) -> Float[Tensor, "n c h w"]:
     """Change one square at a time and keep what lowers the margin (Andriushchenko et al. 2020, algorithms 1 to 3).
+
+    In L1 it moves as in L2, with narrower bumps of unit L1 length (Croce and Hein 2021, section 5).
 
     Every image has squares of its own, so that its verdict does not depend on its batch. Images need not be square.
 
@@ -42,13 +45,13 @@ def square(
     eps
         Radius of the ball, one for all or one for each image, in units of [0, 1].
     norm
-        ``linf`` or ``l2``.
+        ``linf``, ``l2`` or ``l1``.
     targets
         Classes to reach; None moves away from the label.
     seeds
         One per image; None uses the position in the batch.
     queries
-        Forward passes after the two starting points (upright and level stripes; for L2 two patterns).
+        Forward passes after the two starting points (upright and level stripes; for L2 and L1 two patterns).
     share
         Share of the pixels that the first squares cover; it is halved on the paper's schedule.
 
@@ -68,14 +71,15 @@ def square(
             if query < 0 and norm == "linf":
                 candidates = _stripes(clean, reach, own, level=query == -1)
             elif query < 0:
-                candidates = _tiles(clean, reach, own, query + 2)
+                candidates = _tiles(clean, reach, own, query + 2, norm)
             elif norm == "linf":
                 candidates = _linf_move(
                     clean, best.images[rows], reach, own, query, _side(query, queries, share, clean)
                 )
             else:
                 side = _side(query, queries, share, clean)
-                candidates = _l2_move(clean, best.images[rows], reach, own, query, max(3, side + 1 - side % 2))
+                side = max(3, side + 1 - side % 2)
+                candidates = _bump_move(clean, best.images[rows], reach, own, query, side, norm)
             logits = classifier(candidates)
             best.offer(rows, candidates, margin(logits, labels[rows], chosen(targets, rows)), logits, labels, targets)
     return best.images
@@ -133,42 +137,50 @@ def _linf_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: 
 
 
 @cache
-def _pattern(height: int, width: int) -> Tensor:
-    """Give the paper's bump: nested rectangles around the middle, of unit L2 norm."""
+def _pattern(height: int, width: int, order: int) -> Tensor:
+    """Give the paper's bump: nested rectangles around the middle, of unit length."""
     bump = torch.zeros(height, width)
     for k in range(max(height, width) // 2 + 1):
         y, x = height // 2 - k, width // 2 - k
-        bump[max(y, 0) : y + 2 * k + 1, max(x, 0) : x + 2 * k + 1] += 1 / (k + 1) ** 2
-    unit: Tensor = bump / bump.norm()
+        bump[max(y, 0) : y + 2 * k + 1, max(x, 0) : x + 2 * k + 1] += 1 / (k + 1) ** (2 if order == 2 else 4)
+    unit: Tensor = bump / bump.norm(order)
     return unit
 
 
-def _halves(side: int, upright: Bool[Tensor, " n"], like: Tensor) -> Float[Tensor, "n 1 s s"]:
+def _halves(side: int, upright: Bool[Tensor, " n"], like: Tensor, order: int) -> Float[Tensor, "n 1 s s"]:
     """Give a square of two opposite bumps, one above the other or side by side."""
     first = side // 2
-    both = torch.cat([_pattern(first, side), -_pattern(side - first, side)])
-    both = (both / both.norm()).to(like)
+    both = torch.cat([_pattern(first, side, order), -_pattern(side - first, side, order)])
+    both = (both / both.norm(order)).to(like)
     return torch.where(upright[:, None, None], both, both.T)[:, None]
 
 
-def _tiles(images: Tensor, eps: Radius, seeds: Tensor, stream: int) -> Tensor:
+def _tiles(images: Tensor, eps: Radius, seeds: Tensor, stream: int, norm: str) -> Tensor:
     """Cover the image with tiles of two bumps, a fifth of its shorter side each."""
     n, c, h, w = images.shape
     side = max(2, min(h, w) // 5)
     down, across = -(-h // side), -(-w // side)
     drawn = draws.uniform(seeds, (1 + c, down, across), stream).to(images)
-    tile = _halves(side, drawn[:, 0, 0, 0] >= 0.5, images)
+    tile = _halves(side, drawn[:, 0, 0, 0] >= 0.5, images, _ORDERS[norm])
     signs = _signs(drawn[:, 1:])
     change = (signs[..., None, None] * tile[:, :, None, None]).permute(0, 1, 2, 4, 3, 5).reshape(
         n, c, down * side, across * side
     )[..., :h, :w]  # fmt: skip
-    return l2_project(images + wide(eps, images) * l2_ascend(change), images, eps)
+    return _of_length(change, images, eps, norm)
 
 
-def _l2_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: int, side: int) -> Tensor:
+def _of_length(change: Tensor, images: Tensor, eps: Radius, norm: str) -> Tensor:
+    """Make a change as long as eps and go to [0, 1]."""
+    if norm == "l2":
+        return l2_project(images + wide(eps, images) * l2_ascend(change), images, eps)
+    length = change.abs().sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(change.dtype).tiny)
+    return l1_project(images + change * (wide(eps, images) / length).clamp_min(1), images, eps)
+
+
+def _bump_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: int, side: int, norm: str) -> Tensor:
     """Move the change's length from one square into another, where a new bump is added to what was there."""
     c, h, w = images.shape[1:]
-    side = min(side, h, w)
+    side, order = min(side, h, w), _ORDERS[norm]
     drawn = draws.uniform(seeds, (5 + c,), query + 2).to(images)
     change, reach = best - images, wide(eps, images)
     top, left = _place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side)
@@ -177,14 +189,16 @@ def _l2_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: in
     over = (2, 3)
     y = (torch.arange(h, device=images.device) - top[:, None]).clamp(0, side - 1)[:, None, :, None]
     x = (torch.arange(w, device=images.device) - left[:, None]).clamp(0, side - 1)[:, None, None, :]
-    bumps = _halves(side, drawn[:, 4] >= 0.5, images).flatten(2)
+    bumps = _halves(side, drawn[:, 4] >= 0.5, images, order).flatten(2)
     placed = bumps.gather(2, (y * side + x).flatten(2)).reshape(-1, 1, h, w) * into
     signs = _signs(drawn[:, 5:])
     old = change * into
     tiny = torch.finfo(images.dtype).tiny
-    fresh = placed * signs[:, :, None, None] + old / old.norm(dim=over, keepdim=True).clamp_min(tiny)
-    spare = (reach**2 - change.square().sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
-    length = (spare + (change * (into | outof)).square().sum(over, keepdim=True)).sqrt()
-    fresh = fresh / fresh.norm(dim=over, keepdim=True).clamp_min(tiny) * length
+    fresh = placed * signs[:, :, None, None] + old / old.norm(order, dim=over, keepdim=True).clamp_min(tiny)
+    spare = (reach**order - change.abs().pow(order).sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
+    length = (spare + (change * (into | outof)).abs().pow(order).sum(over, keepdim=True)) ** (1 / order)
+    if norm == "l1":
+        length = length * c  # more than there is to spend: the projection then keeps the tips of the bumps
+    fresh = fresh / fresh.norm(order, dim=over, keepdim=True).clamp_min(tiny) * length
     moved = torch.where(into, fresh, torch.where(outof, 0.0, change))
-    return l2_project(images + wide(eps, images) * l2_ascend(moved), images, eps)
+    return _of_length(moved, images, eps, norm)

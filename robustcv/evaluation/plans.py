@@ -32,11 +32,12 @@ EFFORTS: dict[str, Steps] = {
         ("square", {"queries": 5000}, 0.0),
     ),
 }
-# AutoAttack's own for L1 (Croce and Hein 2021, "Mind the box"), but for Square, and for the larger balls it begins in
+# AutoAttack's own for L1 (Croce and Hein 2021, "Mind the box")
 _L1_AUTOATTACK: Steps = (
-    ("apgd", {"loss": "cross_entropy", "steps": 100, "restarts": 5}, 0.0),
-    ("apgd-t", {"loss": "dlr", "steps": 100, "classes": 5}, 0.0),
+    ("apgd-l1", {"loss": "cross_entropy", "steps": 100, "restarts": 5}, 0.0),
+    ("apgd-t-l1", {"loss": "dlr", "steps": 100, "classes": 5}, 0.0),
     ("fab", {"steps": 100, "classes": 9}, 0.0),
+    ("square", {"queries": 5000}, 0.0),
 )
 # gradients of a count say little: minimum-norm attacks lead, and AutoAttack defines no schedule
 _L0: dict[str, Steps] = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustcv import processes, records, runs, runtime, stats, stopping
+from robustcv import processes, records, runs, stats, stopping
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
@@ -294,8 +294,6 @@ def _plans(
         if named
         else plan_for(options["effort"], options["norm"], method_options, black_box=black_box)
     )
-    if not named and (options["effort"], options["norm"]) == ("autoattack", "l1"):
-        runtime.note("in L1 this is AutoAttack's schedule without Square and without the larger balls it begins in")
     explain = ["partition_shap"] if black_box else options["explain"]
     runs_here = [*(planned.name for planned in plan), *options["also"], *options["certify"], *explain]
     without = next((each.name for each in plan if black_box and each.name not in records.GRADIENT_FREE), None)
