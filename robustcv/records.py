@@ -504,6 +504,10 @@ class OtherThreat(_Frozen):
     broken: int
     control_broken: int | None = None
     control: str | None = None
+    target: int | None = Field(default=None, description="the class that every image was to be taken for")
+    aimed: int | None = Field(default=None, description="images right when clean, of other classes than the target")
+    reached: int | None = Field(default=None, description="those of them that are taken for the target")
+    control_reached: int | None = None
     forward: int
     backward: int
     seconds: float

@@ -317,6 +317,40 @@ def test_gates_are_held_on_corruptions_and_on_the_point(trained: Path) -> None:
     assert rc.audit(str(trained), "digits", **options, fail_under=above, gate_on="point").exit_code == 3
 
 
+class LightAnywhere(torch.nn.Module):
+    """Takes an image for 0 or 2 by its first pixel; where a square of 3 is bright for 1, or for 3 instead of 2."""
+
+    def forward(self, images):
+        light = torch.nn.functional.max_pool2d(torch.nn.functional.avg_pool2d(images, 3, 1), 6).flatten(1).mean(1)
+        corner = images[:, 0, 0, 0]
+        bright = 10 * (light - 0.8)
+        return torch.stack([0.5 - corner, bright, corner - 0.5, torch.where(corner > 0.8, 2 * bright, -9.0)], 1)
+
+
+def test_a_patch_with_a_target_is_judged_by_whom_it_turns_into_that_target() -> None:
+    from robustcv import runs
+    from robustcv.data import ImageSet
+    from robustcv.evaluation.accuracy import predict
+    from robustcv.evaluation.beyond import patch_threat
+    from robustcv.evaluation.job import Job
+
+    pixels = torch.full((30, 1, 8, 8), 0.3)
+    pixels[20:, :, 0, 0] = 0.9
+    labels = (torch.arange(30) >= 20) * 2
+    labels[:4] = 1  # wrong when clean: what becomes of them is no success
+    images = ImageSet(pixels, labels, ("dark", "light", "corner", "both"))
+    model, cpu = LightAnywhere().eval(), torch.device("cpu")
+    job = Job(model, images, predict(model, images, batch_size=8, device=cpu), "linf", 0, 8, cpu, runs.State(None))
+    options = {"target": 1, "size": 0.6, "steps": 30, "degrees": 0.0}
+    threat, (accuracy, rate), patch = patch_threat(job, images, options)
+    assert patch.mean() > 0.7
+    assert (threat.attempted, threat.broken, threat.aimed) == (26, 26, 26) and accuracy.count == 0
+    assert (threat.reached, threat.control_reached) == (16, 0)  # the others are taken for another wrong class
+    assert (rate.name, rate.count, rate.n, rate.bound) == ("patch_target_rate", 16, 26, "lower")
+    away, (only,), _ = patch_threat(job, images, {**options, "target": None})
+    assert only.name == "patch_accuracy" and away.reached is None
+
+
 @pytest.mark.slow
 def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_path: Path) -> None:
     options = {**QUICK, "cases": 2, "set": {"patch": {"steps": 20, "size": 0.4}, "spatial": {"angles": 5, "places": 3}}}
@@ -332,7 +366,7 @@ def test_other_threats_are_measured_beside_the_worst_case(trained: Path, tmp_pat
     clean = run.metric("clean_accuracy").count
     assert run.metric("spatial_accuracy").count == clean - spatial.broken and spatial.attempted == clean
     assert run.metric("patch_accuracy").count == clean - patch.broken and patch.control_broken is not None
-    assert run.files["evidence/patch.png"].startswith(b"\x89PNG")
+    assert run.files["evidence/patch.png"].startswith(b"\x89PNG") and patch.target is None and patch.aimed is None
     images = rc.load_images("digits", n=40)
     row = images.hashes.index(run.cases[0].image)
     image = images.images[row : row + 1] / 255

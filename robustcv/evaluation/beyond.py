@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from robustcv import draws, processes, runtime, stats
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS
@@ -78,26 +78,29 @@ def _corrupted(job: Job, name: str, corrupt: Callable[..., Tensor], severity: in
     key = _purpose(name, severity)
     if (saved := job.state.load_arrays(key)) is not None:
         return torch.from_numpy(saved["correct"].copy())
-    correct = _right_after(job, job.classifier, functools.partial(corrupt, severity=severity), key)
+    correct = _answers_after(job, functools.partial(corrupt, severity=severity), key) == job.images.labels
     job.state.save_arrays(key, {"correct": correct.numpy()})
     return correct
 
 
-def _right_after(job: Job, classifier: nn.Module, change: Callable[..., Tensor], purpose: str) -> Bool[Tensor, " n"]:
-    """Tell which images are right after a change, ``change(images, seeds=...)``, drawn from each one's own seed."""
+def _answers_after(job: Job, change: Callable[..., Tensor], purpose: str) -> Int64[Tensor, " n"]:
+    """Answer every image after a change, ``change(images, seeds=...)``, drawn from its own seed.
+
+    An answer with a logit that is not finite is -1: no class, and never right.
+    """
     seeds = draws.image_seeds(job.seed, job.images.hashes, purpose)
 
-    def judge(rows: Tensor) -> Tensor:
-        batch, labels = next(job.images.take(rows).batches(len(rows)))
+    def answer(rows: Tensor) -> Tensor:
+        batch, _ = next(job.images.take(rows).batches(len(rows)))
 
-        def answer(some: slice) -> Tensor:
+        def some_of_them(some: slice) -> Tensor:
             with torch.no_grad():
-                logits = classifier(change(batch[some].to(job.device), seeds=seeds[rows[some]].to(job.device)))
-            return right(logits.cpu(), labels[some])
+                logits = job.classifier(change(batch[some].to(job.device), seeds=seeds[rows[some]].to(job.device)))
+            return torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu()
 
-        return torch.cat(runtime.in_chunks(answer, len(rows), len(rows)))
+        return torch.cat(runtime.in_chunks(some_of_them, len(rows), len(rows)))
 
-    return torch.cat(processes.shared(torch.arange(len(job.images)).split(job.batch_size), judge))
+    return torch.cat(processes.shared(torch.arange(len(job.images)).split(job.batch_size), answer))
 
 
 def spatial_threat(
@@ -146,10 +149,11 @@ def spatial_threat(
 
 def patch_threat(
     job: Job, train: ImageSet, options: Mapping[str, Any], *, advance: Advance = lambda _: None
-) -> tuple[OtherThreat, Metric, Float[Tensor, "c p p"]]:
+) -> tuple[OtherThreat, tuple[Metric, ...], Float[Tensor, "c p p"]]:
     """Train one patch on training images and put it on every image judged; beside it a grey one, as a control.
 
-    What the grey patch breaks it breaks by covering; the rest is the attack's.
+    What the grey patch breaks it breaks by covering; the rest is the attack's. A patch with a target is also judged by
+    how many images of other classes are taken for that target.
     """
     started = time.monotonic()
     target = options.get("target")
@@ -165,22 +169,35 @@ def patch_threat(
     counted = Counted(job.classifier)
     patch = train_patch(counted, pixels.to(job.device), labels.to(job.device), seeds=seeds, **options)
     placed = {name: options[name] for name in PLACED if name in options}
-    stands, covered = (
-        _right_after(job, job.classifier, functools.partial(apply_patch, patch=sticker, **placed), "patch places")
+    under, control = (
+        _answers_after(job, functools.partial(apply_patch, patch=sticker, **placed), "patch places")
         for sticker in (patch, torch.full_like(patch, 0.5))
     )
-    advance(len(stands))
-    correct = job.predictions.correct
+    advance(len(under))
+    correct, labels = job.predictions.correct, job.images.labels
+    metrics = [proportion("patch_accuracy", correct & (under == labels), bound="upper", attack="patch")]
+    aimed: dict[str, int] = {}
+    if target is not None:
+        others = correct & (labels != target)
+        aimed = {
+            "target": target,
+            "aimed": int(others.sum()),
+            "reached": int((under[others] == target).sum()),
+            "control_reached": int((control[others] == target).sum()),
+        }
+        if aimed["aimed"]:  # a lower bound, as another patch may reach it more often
+            metrics.append(proportion("patch_target_rate", under[others] == target, bound="lower", attack="patch"))
     threat = OtherThreat(
         name="patch",
         options=dict(options),
         attempted=int(correct.sum()),
-        broken=int((correct & ~stands).sum()),
-        control_broken=int((correct & ~covered).sum()),
+        broken=int((correct & (under != labels)).sum()),
+        control_broken=int((correct & (control != labels)).sum()),
         control="the same places under a grey patch",
-        forward=counted.forwards + 2 * len(stands) * job.samples,  # of all processes, which share the judging
+        forward=counted.forwards + 2 * len(under) * job.samples,  # of all processes, which share the judging
         backward=counted.backwards,
         seconds=time.monotonic() - started,
         file="evidence/patch.png",
+        **aimed,
     )
-    return threat, proportion("patch_accuracy", correct & stands, bound="upper", attack="patch"), patch.cpu()
+    return threat, tuple(metrics), patch.cpu()

@@ -81,9 +81,9 @@ def measure_beyond(
                 metrics.append(metric)
             elif patch_images is not None:
                 own = method_options.get("patch", {})
-                threat, metric, patch = patch_threat(job, patch_images, own, advance=advance)
+                threat, judged, patch = patch_threat(job, patch_images, own, advance=advance)
                 others.append(threat)
-                metrics.append(metric)
+                metrics += judged
                 assert threat.file is not None
                 files[threat.file] = to_printable_png(patch, own.get("shape", "square"))
     return Beyond(rows, shares, tuple(others), tuple(metrics), files)

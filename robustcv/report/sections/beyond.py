@@ -43,8 +43,27 @@ def _threats(record: Record) -> Table:
                 Cell(numbers.duration(threat.seconds), number=True),
             )
         )
+        if threat.aimed is not None and threat.reached is not None:
+            rows.append(_aimed(record, threat, threat.aimed, threat.reached))
     headers = ("threat", "right under it (upper bound)", "broken", "forward passes", "backward passes", "time")
     return Table(headers, tuple(rows), caption="Rotations, shifts and patches")
+
+
+def _aimed(record: Record, threat: OtherThreat, aimed: int, reached: int) -> tuple[Cell, ...]:
+    """Tell how many images of other classes a patch with a target turns into that target."""
+    target = record.data.class_names[threat.target or 0]
+    rate = record.metric("patch_target_rate")
+    told = f"of them taken for {target}"
+    control = f"{threat.control}: {threat.control_reached:,}"
+    empty = Cell("")
+    return (
+        Cell(told, f"{numbers.percent(rate)} ({numbers.interval(rate)}), at least" if rate else ""),
+        empty,
+        Cell(f"{reached:,} of {aimed:,}", control, number=True),
+        empty,
+        empty,
+        empty,
+    )
 
 
 def _patch(threat: OtherThreat, files: Files) -> Gallery:
