@@ -87,11 +87,25 @@ class Agreement(_Frozen):
         return self
 
 
+class ImagePasses(_Frozen):
+    """What attacks spent on one image, of those that were attacked: the median, and the most.
+
+    Each image's own counts are in evidence/verdicts.safetensors.
+    """
+
+    n: int
+    median_forward: float
+    median_backward: float
+    most_forward: int
+    most_backward: int
+
+
 class Passes(_Frozen):
     """Forward and backward passes, counted per image."""
 
     forward: int = 0
     backward: int = 0
+    per_image: ImagePasses | None = None
 
 
 class Check(_Frozen):

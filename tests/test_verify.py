@@ -182,6 +182,7 @@ for name, edit in {
     "no flags": lambda raw: raw.update(flags=[]),
     "no preflight": lambda raw: raw.update(preflight=[]),
     "a metric less": lambda raw: raw["metrics"].remove(robust(raw)),
+    "fewer passes": lambda raw: raw["attacks"][0].update(backward=1),
     "the worst case as that of one attack": lambda raw: robust(raw).update(attack="fgsm"),
     "forms swapped": lambda raw: raw["evidence"].update(
         eight_bit=raw["evidence"]["only_float"], only_float=raw["evidence"]["eight_bit"]
@@ -202,6 +203,7 @@ WANTED = {
     "no flags": ("conclusions", "checks after the attacks are missing"),
     "no preflight": ("conclusions", "checks before the attacks are missing"),
     "a metric less": ("counts", "robust accuracies for"),
+    "fewer passes": ("counts", "backward passes of attacks, of the images"),
     "the worst case as that of one attack": ("counts", "robust accuracies for"),
     "forms swapped": ("failures replayed", "8-bit images,"),
     "another prediction": ("failures replayed", "is not taken for class"),

@@ -239,6 +239,51 @@ def test_all_passes_are_counted_probes_and_escalation_included(norm) -> None:
     assert (counted.forward, counted.backward) == (model.forwards, model.backwards)
 
 
+class CountingNearest(nn.Module):
+    """Counts passes per image from outside, by the image that each query lies nearest to."""
+
+    def __init__(self, inner, images) -> None:
+        super().__init__()
+        self.inner, self.images = inner, images.flatten(1).double()
+        self.forwards = self.backwards = torch.zeros(len(images), dtype=torch.int64)
+
+    def forward(self, images):
+        own = torch.cdist(images.detach().flatten(1).double(), self.images).argmin(1)
+        self.forwards = self.forwards + own.bincount(minlength=len(self.images))
+        if images.requires_grad:
+            images.register_hook(lambda _: self._seen(own))
+        return self.inner(images)
+
+    def _seen(self, own) -> None:
+        self.backwards = self.backwards + own.bincount(minlength=len(self.images))
+
+
+@pytest.mark.parametrize("effort", ["standard", "thorough"])
+def test_the_passes_of_each_image_are_those_counted_from_outside(effort) -> None:
+    plain, pixels = (
+        make_linear(4, dtype=torch.float32),
+        torch.rand(24, 3, 6, 5, generator=torch.Generator().manual_seed(0)),
+    )  # far apart
+    with torch.no_grad():
+        images = ImageSet(pixels, plain(pixels).argmax(1), tuple("abcd"))
+    model = CountingNearest(plain, pixels)
+    more = {"square": {"queries": 40}, "fmn": {"steps": 10}}
+    with frozen(model):
+        job = job_for(model, images)
+        model.forwards = model.backwards = torch.zeros(24, dtype=torch.int64)
+        outcome = worst_case(job, plan_for(effort, "linf", more), eps=0.02, sweep=(0.01, 0.04))
+        more_squares = [Planned("square", ATTACKS["square"], {"queries": 60})]
+        again = worst_case(job, more_squares, eps=0.02, among=outcome.robust(0.02), reason="escalation")
+    both = merge(outcome, again)
+    assert 0 < int(outcome.robust(0.02).sum()) < 24
+    assert torch.equal(both.forwards, model.forwards) and torch.equal(both.backwards, model.backwards)
+    told = passes(both, [], 0)
+    assert (told.forward, told.backward) == (int(model.forwards.sum()), int(model.backwards.sum()))
+    attacked = model.forwards[model.forwards > 0]
+    assert told.per_image.n == len(attacked) and told.per_image.most_forward == int(attacked.max())
+    assert told.per_image.median_forward == attacked.double().quantile(0.5)
+
+
 # -- success ----------------------------------------------------------------------------------------------------------
 
 

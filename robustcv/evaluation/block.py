@@ -21,23 +21,33 @@ from robustcv.records import GRADIENT_FREE
 
 TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
 NARROW = 0.1  # of the margin that was lost: what is left of it where an image stood narrowly
-_ARRAYS = ("rows", "broken", "distance", "score", "kept", "best", "ranked")
+_ARRAYS = ("rows", "broken", "distance", "score", "forwards", "backwards", "kept", "best", "ranked")
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What one run did to some rows: broken or not, distance and score of each one's best candidate."""
+    """What one run did to some rows: broken or not, distance and score of each one's best candidate, its passes."""
 
     rows: Tensor
     broken: Tensor
     distance: Tensor
     score: Tensor
+    forwards: Tensor
+    backwards: Tensor
     kept: Tensor
     best: Tensor
     ranked: Tensor
-    forward: int
-    backward: int
     seconds: float
+
+    @property
+    def forward(self) -> int:
+        """Forward passes of all rows."""
+        return int(self.forwards.sum())
+
+    @property
+    def backward(self) -> int:
+        """Backward passes of all rows."""
+        return int(self.backwards.sum())
 
 
 def load_saved(state: runs.State, key: str) -> Attacked | None:
@@ -45,15 +55,14 @@ def load_saved(state: runs.State, key: str) -> Attacked | None:
     if (arrays := state.load_arrays(key)) is None:
         return None
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    counts, seconds = tensors.pop("counts").tolist(), float(tensors.pop("seconds"))
-    return Attacked(**tensors, forward=counts[0], backward=counts[1], seconds=seconds)
+    seconds = float(tensors.pop("seconds"))
+    return Attacked(**tensors, seconds=seconds)
 
 
 def save(state: runs.State, key: str, done: Attacked) -> None:
     """Write down what one run did, so that it need not be repeated."""
     arrays = {name: getattr(done, name).numpy() for name in _ARRAYS}
-    counts = {"counts": np.array([done.forward, done.backward]), "seconds": np.array(done.seconds)}
-    state.save_arrays(key, {**arrays, **counts})
+    state.save_arrays(key, {**arrays, "seconds": np.array(done.seconds)})
 
 
 def attack_rows(
@@ -77,17 +86,18 @@ def attack_rows(
         extra = 0
         if in_turn and ranked is None:
             ranks.append(_rank(job, batch))
-            targets, extra = ranks[-1][:, round_number], len(batch) * job.samples
+            targets, extra = ranks[-1][:, round_number], job.samples
         elif in_turn and ranked is not None:
             places = torch.searchsorted(block, batch)
             if round_number >= ranked.shape[1]:
                 break  # there are not that many wrong classes
             targets = ranked[places, round_number]
         made = _fitting(job, planned, eps, batch, targets, purpose, options)
-        parts += [replace(made[0], forward=made[0].forward + extra), *made[1:]]
+        parts += [replace(part, forwards=part.forwards + extra) for part in made]
     if not parts:
-        no_rows, picture, none = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
-        return Attacked(no_rows, none.bool(), none, none, no_rows, picture, torch.empty(0, 0).long(), 0, 0, 0.0)
+        whole, picture, real = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
+        no_classes = torch.empty(0, 0).long()
+        return Attacked(whole, real.bool(), real, real, whole, whole, whole, picture, no_classes, 0.0)
     table = torch.empty(0, 0).long()
     if ranks:
         table = torch.zeros(len(block), ranks[0].shape[1], dtype=torch.int64)
@@ -96,8 +106,6 @@ def attack_rows(
     return Attacked(
         **joined,
         ranked=table,
-        forward=sum(part.forward for part in parts),
-        backward=sum(part.backward for part in parts),
         seconds=time.monotonic() - started,
     )
 
@@ -176,7 +184,7 @@ def _attack_batch(
     given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
     if targets is not None:
         given["towards"] = targets.to(job.device)
-    checks = 0
+    checks = torch.zeros_like(tracked.forwards)
     for attempt in range(2):
         if attempt == 1:  # once more, on the plain classifier, where it did not share a success or stood narrowly
             tracked.classifier, tracked.confirm = job.classifier, None
@@ -186,7 +194,7 @@ def _attack_batch(
         if job.eight_bit:
             returned = to_eight_bit(returned, clean)
         checked = _check(job.classifier, tracked, returned, ~(settled | tracked.aside))
-        checks += checked.forward
+        checks += checked.forwards
         narrow = _narrow(job, rows, tracked) if tracked.confirm is not None else torch.zeros_like(tracked.in_play)
         if not tracked.doubt(checked.confirmed, narrow):
             break
@@ -197,11 +205,11 @@ def _attack_batch(
         broken=broken,
         distance=distance,
         score=tracked.best_score.cpu().double(),
+        forwards=(tracked.forwards + checks).cpu(),
+        backwards=tracked.backwards.cpu(),
         kept=rows[keep],
         best=tracked.best.cpu()[keep],
         ranked=torch.empty(0, 0).long(),
-        forward=int(tracked.forwards.sum()) + checks,
-        backward=int(tracked.backwards.sum()),
         seconds=0.0,
     )
 
@@ -216,7 +224,7 @@ def _narrow(job: Job, rows: Tensor, tracked: Tracked) -> Tensor:
 @dataclass(frozen=True)
 class _Checked:
     confirmed: Tensor
-    forward: int
+    forwards: Tensor
 
 
 def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor, asked: Tensor) -> _Checked:
@@ -230,16 +238,17 @@ def _check(classifier: nn.Module, tracked: Tracked, returned: Tensor, asked: Ten
     with torch.no_grad():
         confirmed[rows], found = tracked.judge(candidates[rows], classifier(candidates[rows]), rows)
         score[rows] = found.to(score)
-        forward = len(rows) * tracked.samples
+        forwards = asked.long() * tracked.samples
         fresh = (confirmed & ~tracked.broken).nonzero().squeeze(1)
         if len(fresh):
             again, _ = tracked.judge(candidates[fresh], classifier(candidates[fresh]), fresh)
-            confirmed[fresh], forward = again, forward + len(fresh) * tracked.samples
+            confirmed[fresh] = again
+            forwards[fresh] += tracked.samples
     closer = score < tracked.best_score
     tracked.best_score = torch.where(closer, score, tracked.best_score)
     tracked.in_play &= ~confirmed
     tracked.best = torch.where(_wide(~tracked.broken & ~closer), tracked.best, candidates)
-    return _Checked(confirmed, forward)
+    return _Checked(confirmed, forwards)
 
 
 def _wide(mask: Tensor) -> Tensor:

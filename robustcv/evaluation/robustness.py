@@ -8,7 +8,7 @@ from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.reliability import Probed, probe
 from robustcv.evaluation.replay import Replayable
 from robustcv.evaluation.worst_case import WorstCase, merge, worst_case
-from robustcv.records import AttackResult, Certified, Check, OtherThreat, Passes, SeedRun
+from robustcv.records import AttackResult, Certified, Check, ImagePasses, OtherThreat, Passes, SeedRun
 
 
 def measure(
@@ -87,4 +87,14 @@ def passes(outcome: WorstCase, others: Sequence[Check | OtherThreat | Certified 
     """Add up forward and backward passes: attacks, checks, other threats, proofs, and those on unattacked images."""
     forward = sum(each.forward for each in outcome.results) + sum(each.forward for each in others)
     backward = sum(each.backward for each in outcome.results) + sum(each.backward for each in others)
-    return Passes(forward=forward + clean, backward=backward)
+    attacked = outcome.forwards[outcome.forwards > 0].double(), outcome.backwards[outcome.forwards > 0].double()
+    if len(attacked[0]) == 0:
+        return Passes(forward=forward + clean, backward=backward)
+    per_image = ImagePasses(
+        n=len(attacked[0]),
+        median_forward=float(attacked[0].quantile(0.5)),
+        median_backward=float(attacked[1].quantile(0.5)),
+        most_forward=int(attacked[0].max()),
+        most_backward=int(attacked[1].max()),
+    )
+    return Passes(forward=forward + clean, backward=backward, per_image=per_image)

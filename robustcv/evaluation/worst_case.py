@@ -38,6 +38,8 @@ class WorstCase:
         The measured norm of the change that broke each image; NaN where nothing did.
     results
         One record per attack and eps.
+    forwards, backwards
+        The passes that the attacks of ``results`` spent on each image.
     candidates
         For each eps the rows of the images broken there, or asked for, and each one's best candidate.
     """
@@ -50,6 +52,8 @@ class WorstCase:
     broken_by: Int64[Tensor, " n"]
     distance: Float[Tensor, " n"]
     results: tuple[AttackResult, ...]
+    forwards: Int64[Tensor, " n"]
+    backwards: Int64[Tensor, " n"]
     candidates: Mapping[float, tuple[Tensor, Tensor]]
 
     def robust(self, eps: float) -> Bool[Tensor, " n"]:
@@ -80,6 +84,8 @@ class _Standing:
     distance: Tensor
     clean_margin: Tensor
     closest: Tensor
+    forwards: Tensor
+    backwards: Tensor
 
 
 def worst_case(
@@ -142,6 +148,8 @@ def worst_case(
         broken_by=standing.broken_by,
         distance=standing.distance,
         results=tuple(result for each in every for result in results[each]),
+        forwards=standing.forwards,
+        backwards=standing.backwards,
         candidates=candidates,
     )
 
@@ -164,6 +172,8 @@ def _fresh(job: Job, among: Tensor) -> _Standing:
         distance=torch.full((n,), torch.nan),
         clean_margin=-margin(job.predictions.logits, job.predictions.labels, None).clamp_max(0),
         closest=torch.ones(n),
+        forwards=torch.zeros(n, dtype=torch.int64),
+        backwards=torch.zeros(n, dtype=torch.int64),
     )
 
 
@@ -190,6 +200,8 @@ def _at_eps(
             total.attempted += len(rounds[0].rows) if rounds else 0
             for done in rounds:
                 total.add(done)
+                standing.forwards[done.rows] += done.forwards
+                standing.backwards[done.rows] += done.backwards
                 fell = _note(standing, place, eps, done)  # once more for own blocks, which changes nothing
                 open_rows[fell] = False
                 total.broken += len(fell)
@@ -359,5 +371,7 @@ def merge(first: WorstCase, then: WorstCase) -> WorstCase:
         broken_by=torch.where(fell, then.broken_by + len(first.names), first.broken_by),
         distance=distance,
         results=(*first.results, *then.results),
+        forwards=first.forwards + then.forwards,
+        backwards=first.backwards + then.backwards,
         candidates=candidates,
     )

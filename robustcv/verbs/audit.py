@@ -387,13 +387,15 @@ def _classes(
 
 
 def _verdicts(images: ImageSet, predictions: Predictions, outcome: WorstCase) -> runs.Arrays:
-    """Give every image's verdict, by hash: what `compare` pairs."""
+    """Give every image's verdict, by hash: what `compare` pairs; and the passes that attacks spent on it."""
     arrays = {
         **hashes_and_labels(images),
         "index": images.indices.numpy(),
         "prediction": predictions.classes.numpy(),
         "confidence": predictions.confidences.numpy(),
         "correct": predictions.correct.numpy(),
+        "forwards": outcome.forwards.numpy(),
+        "backwards": outcome.backwards.numpy(),
     }
     arrays[f"broken_at/{outcome.norm}"] = outcome.broken_at.numpy()
     return arrays

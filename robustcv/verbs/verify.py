@@ -153,6 +153,10 @@ def _counts(record: records.Record, files: Mapping[str, bytes], lines: list[Fail
         stands = int((broken_at > (metric.eps or 0) * (1 + 1e-9)).sum())
         if stands != metric.count or metric.n != len(correct):
             wrong.append(f"at eps {metric.eps:.6g} the record says {metric.count}, the verdicts {stands}")
+    for name in ("forward", "backward"):  # earlier runs have no counts for each image
+        total = sum(getattr(each, name) for each in record.attacks)
+        if f"{name}s" in verdicts and total != int(verdicts[f"{name}s"].sum()):
+            wrong.append(f"{total:,} {name} passes of attacks, of the images {int(verdicts[f'{name}s'].sum()):,}")
     figure = f"{len(metrics)} robust accuracies, the clean one, {len(lines)} failures and {len(correct)} verdicts agree"
     return _check(
         "counts", wrong, "the record was changed" if wrong else figure, "restore the run folder, or audit again"

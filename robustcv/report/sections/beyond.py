@@ -29,7 +29,7 @@ def beyond(record: Record, files: Files) -> Section | None:
 
 
 def _threats(record: Record) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for threat in record.others:
         metric = record.metric(f"{threat.name}_accuracy")
         control = "" if threat.control_broken is None else f"{threat.control}: {threat.control_broken:,} broken"
@@ -51,7 +51,8 @@ def _threats(record: Record) -> Table:
 
 def _aimed(record: Record, threat: OtherThreat, aimed: int, reached: int) -> tuple[Cell, ...]:
     """Tell how many images of other classes a patch with a target turns into that target."""
-    target = record.data.class_names[threat.target or 0]
+    assert record.data is not None and threat.target is not None
+    target = record.data.class_names[threat.target]
     rate = record.metric("patch_target_rate")
     told = f"of them taken for {target}"
     control = f"{threat.control}: {threat.control_reached:,}"

@@ -60,7 +60,12 @@ def reproduce(record: Record, files: Files) -> Section | None:
         identity += [("evidence SHA-256", hashlib.sha256(files["evidence/SHA256SUMS"]).hexdigest())]
     identity += [("note", text) for text in environment.notes]
     if record.passes.forward:
-        identity += [("passes", f"{record.passes.forward:,} forward, {record.passes.backward:,} backward")]
+        told = f"{record.passes.forward:,} forward, {record.passes.backward:,} backward"
+        if (own := record.passes.per_image) is not None:
+            told += f"; attacks on one image: median {own.median_forward:,.0f} and {own.median_backward:,.0f}, "
+            told += f"at most {own.most_forward:,} and {own.most_backward:,} (n = {own.n:,}; each image's own counts "
+            told += "are in evidence/verdicts.safetensors)"
+        identity += [("passes", told)]
     facts = Table(("", ""), tuple((Cell(name), Cell(text, code=name in _CODE)) for name, text in identity))
     known = bool(record.origins)
     options = tuple(
