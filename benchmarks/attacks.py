@@ -1,11 +1,12 @@
 """The attack engine against its peers: one process run, alternating, medians, ratios; written to RESULTS.md.
 
-    python benchmarks/attacks.py [--rounds 3] [--autoattack DIR] [--only pgd,autoattack,probes,oracle,corruptions]
+    python benchmarks/attacks.py [--rounds 3] [--autoattack DIR] [--only pgd,device,autoattack,...]
 
 Needs the models of `make bench-models` and ROBUSTCV_DATA. The parts:
 
 pgd          20 steps of eps/8 from the image itself, adversarially trained models, their training eps, against
              torchattacks, foolbox and ART. Floor: one forward and one input-gradient backward pass an image and step.
+device       the same on a GPU, if there is one: as it is, folded, in bf16, compiled, each against its own floor.
 autoattack   the `standard` effort against AutoAttack's own code (`reference.py`): robust accuracy, pass-units (a
              forward 1, a backward 2) and time, and the curve of units against the gap. Floor: the units.
 probes       what the checks for masked gradients spend beside the plan, over the number of images.
@@ -35,6 +36,7 @@ from robustcv import runs
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.corruptions import COMMON, CORRUPTIONS, filters
 from robustcv.classifier import frozen
+from robustcv.compiled import compiled
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.job import Job, Planned
 from robustcv.evaluation.plans import plan_for
@@ -127,11 +129,11 @@ def pgd(rounds: int) -> list[str]:
             with frozen(model):
                 return ~worst_case(job, [Planned("pgd", ATTACKS["pgd"], options)], eps=eps).robust(eps)
 
-        in_bf16 = functools.partial(stopping, job=replace(job, reduced=Reduced(job.fast or model)))
+        in_bf16 = functools.partial(stopping, job=replace(job, reduced=Reduced(job.asked)))
 
-        def straight(model=model, pixels=pixels, labels=labels, eps=eps, options=options):
-            with frozen(model):
-                return ATTACKS["pgd"](model, pixels, labels, eps=eps, keep="last", **options)
+        def straight(asked=job.asked, pixels=pixels, labels=labels, eps=eps, options=options):
+            with frozen(asked):
+                return ATTACKS["pgd"](asked, pixels, labels, eps=eps, keep="last", **options)
 
         contenders = {"stopping": stopping, "stopping, bf16": in_bf16, "straight": straight}
         for peer, attack in PEERS.items():
@@ -146,6 +148,53 @@ def pgd(rounds: int) -> list[str]:
             cells = [f"{seconds[peer]:.2f} s, {seconds[peer] / seconds[way]:.2f} x" for peer in PEERS]
             own = f"{seconds[way]:.2f} s, {int(broken[way].sum())} of {len(labels)} broken"
             lines.append(f"| {name} | {way} | {own} | {' | '.join(cells)} | {missed} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def _passes_alone(form, pixels, labels, eps):
+    """Run forward and input-backward, as often as PGD does."""
+    for _ in range(STEPS):
+        points = pixels.clone().requires_grad_()
+        torch.autograd.grad(form(points).logsumexp(1).sum(), points)
+    if pixels.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _pgd_alone(form, pixels, labels, eps):
+    """Run PGD without leaving anything out."""
+    options = {"steps": STEPS, "step_size": eps / 8, "random_start": False, "keep": "last"}
+    ATTACKS["pgd"](form, pixels, labels, eps=eps, **options)
+    if pixels.is_cuda:
+        torch.cuda.synchronize()
+
+
+def device(rounds: int) -> list[str]:
+    """Hold a step of PGD against its floor, forward and input-backward, in every form of the model; on a GPU if any."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = where.type == "cuda"
+    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    lines = [f"On {name}; compiled forms on a GPU alone.", "",
+             "| model | images | form | PGD, images a second and step | floor | share of the floor |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for net in present(TRAINED):
+        n = 4096 if gpu else 256
+        eps = models.MODELS[net][2] / 255
+        pixels, labels = (part.to(where) for part in next(test_images(net, n).batches(n)))
+        model = models.read(net, WEIGHTS).to(where)
+        with frozen(model):
+            fast = folded(model, pixels[:32])
+            forms = {"as it is": model, "folded, channels last": fast, "in bf16": Reduced(fast)}
+            if gpu:
+                forms |= {f"{form}, compiled": compiled(forms[form], pixels[:32], steps=steps)
+                          for form, steps in (("folded, channels last", 1.0), ("in bf16", 100.0))}  # fmt: skip
+
+            runs_of = {(kind, told): functools.partial(run, form, pixels, labels, eps) for told, form in forms.items()
+                       for kind, run in (("floor", _passes_alone), ("pgd", _pgd_alone))}  # fmt: skip
+            seconds, _ = medians(runs_of, rounds)
+        for told in forms:
+            ours, least = (n * STEPS / seconds[kind, told] for kind in ("pgd", "floor"))
+            lines.append(f"| {net} | {n} | {told} | {ours:,.0f} | {least:,.0f} | {100 * ours / least:.0f} % |")
             print(lines[-1], flush=True)
     return lines
 
@@ -406,7 +455,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--autoattack", type=Path)
-    parser.add_argument("--only", default="oracle,pgd,autoattack,probes,corruptions")
+    parser.add_argument("--only", default="oracle,pgd,device,autoattack,probes,corruptions")
     options = parser.parse_args()
     parts = {
         "oracle": ("The linear oracle: 3x16x16, ten classes, 200 images, eps 0.006", oracle),
@@ -417,6 +466,7 @@ def main() -> None:
         ),
         "probes": ("What the probes for masked gradients spend", probes),
         "corruptions": ("Corruptions against imagecorruptions", lambda: corruptions(options.rounds)),
+        "device": ("A step of PGD against its floor, by form of the model", lambda: device(options.rounds)),
     }
     results = Path(__file__).parent / "RESULTS.md"
     kept = results.read_text() if results.exists() else "# Results\n"

@@ -14,9 +14,9 @@ def main() -> None:
     parts = ["oracle", "corruptions"]
     if archive.exists():
         subprocess.run([sys.executable, str(HERE / "epoch.py"), "--data", str(archive)], check=True)
-        parts += ["pgd", "autoattack", "probes"]
+        parts += ["pgd", "device", "autoattack", "probes"]
     else:
-        print("epoch, pgd, autoattack, probes: skipped, set ROBUSTCV_DATA to a folder with cifar10.tar.xz")
+        print("epoch, pgd, device, autoattack, probes: skipped, set ROBUSTCV_DATA to a folder with cifar10.tar.xz")
     subprocess.run([sys.executable, str(HERE / "attacks.py"), "--only", ",".join(parts), *sys.argv[1:]], check=True)
 
 

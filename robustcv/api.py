@@ -96,6 +96,7 @@ def audit(
     seed: int = 0,
     batch_size: int = 128,
     precision: str = "float32",
+    compile: bool = False,
     device: str = "auto",
     out: Path | str | None = None,
     resume: bool = False,
@@ -184,6 +185,9 @@ def audit(
     precision
         float32, or bf16: attacks take their gradients in bfloat16, 1.7 times as fast where the processor or GPU has
         matrix units; whatever is counted is still judged in float32.
+    compile
+        Attacks ask a form of the model made by torch.compile: worth its minute on a GPU and a long audit, not on
+        processors. Whatever is counted is still judged by the model as it is.
     device
         auto, cpu, cuda or cuda:N.
     out

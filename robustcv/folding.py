@@ -40,16 +40,19 @@ def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module
             fast = _renormalised(classifier, fast)
         fast.eval().requires_grad_(False)
         fast.to(memory_format=torch.channels_last)
-        return fast if _agree(classifier, fast, images) else classifier
+        return fast if agree(classifier, fast, images) else classifier
     except Exception:  # a module that torch.fx cannot trace, or whose parts cannot be replaced, runs as it is
         return classifier
 
 
-def _agree(classifier: nn.Module, fast: nn.Module, images: Tensor) -> bool:
-    """Compare logits and input gradients: a trace forgets `no_grad`, and with it what a stand-in gradient is for."""
+def agree(classifier: nn.Module, fast: nn.Module, images: Float[Tensor, "n c h w"], steps: float = 1.0) -> bool:
+    """Compare logits and input gradients: a trace forgets `no_grad`, and with it what a stand-in gradient is for.
+
+    ``steps`` widens what is allowed: 1e-4 of the largest logit, and 5 % of the slopes' length.
+    """
     (logits, slope), (fast_logits, fast_slope) = (logits_and_slope(each, images) for each in (classifier, fast))
-    near = (fast_logits - logits).abs().max() <= AGREEMENT * logits.abs().max().clamp_min(1e-30)
-    return bool(near and (fast_slope - slope).norm() <= SLOPES * slope.norm())
+    near = (fast_logits - logits).abs().max() <= steps * AGREEMENT * logits.abs().max().clamp_min(1e-30)
+    return bool(near and (fast_slope - slope).norm() <= steps * SLOPES * slope.norm())
 
 
 def _absorbing(classifier: nn.Module, network: nn.Module) -> nn.Conv2d | None:

@@ -11,7 +11,10 @@ from conftest import Curved, make_images, make_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustcv import draws
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
+from robustcv.attacks.climb import Best
+from robustcv.attacks.directions import directed_start
 from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.losses import LOSSES
 from robustcv.attacks.norms import NORMS, l2_ascend
@@ -134,7 +137,8 @@ OTHER_VALUES = {
     "targets": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]), "towards": torch.tensor([0, 2, 1, 0, 2, 1, 0, 2]),
     "seeds": torch.arange(8) + 99, "eps": 0.01,
     "classes": 1, "nearest_of": 1,
-    "decay": 0.1, "queries": 20, "share": 0.1, "pull": 0.5, "overshoot": 0.3, "backward": 0.3, "gamma": 0.3,
+    "directions": 3, "decay": 0.1, "queries": 20,
+    "share": 0.1, "pull": 0.5, "overshoot": 0.3, "backward": 0.3, "gamma": 0.3,
 }  # fmt: skip
 DEAD_BY_DESIGN = {
     (name, "seeds") for name in ("mi-fgsm", "deepfool", "ddn", "fmn", "fab")
@@ -345,6 +349,75 @@ def test_pgd_is_no_weaker_than_foolbox_with_the_same_budget() -> None:
     assert 0 < int(broken[1].sum()) < 64
     assert int(broken[0].sum()) >= int(broken[1].sum())
     assert float((broken[0] == broken[1]).float().mean()) >= 0.95
+
+
+# -- where a climb begins ----------------------------------------------------------------------------------------------
+
+
+def walked(model, images, labels, targets=None, *, steps, seeds, norm="linf", eps=0.04):
+    """Walk from the images themselves; gives where the walk ended and the best candidate met."""
+    best = Best(images)
+    with frozen(model):
+        end = directed_start(
+            model, images, labels, targets, images, best, eps=eps, norm=norm, seeds=seeds, stream=7, steps=steps
+        )
+    return end, best
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_walk_goes_along_a_weighting_of_the_logits_that_leaves_the_label(targeted) -> None:
+    model, images, seeds = make_linear(5), make_images(12), torch.arange(12) * 31
+    labels = model(images).argmax(1)
+    targets = (labels + 2) % 5 if targeted else None
+    weights = 2 * draws.uniform(seeds, (5,), 7).double() - 1
+    weights[range(12), labels] = -weights[range(12), labels].abs()
+    if targeted:
+        weights[range(12), targets] = 0.8
+    wanted = images + 0.04 * (weights @ model.weights).sign().reshape_as(images)  # away from the box: nothing is cut
+    end, _ = walked(model, images, labels, targets, steps=1, seeds=seeds)
+    assert torch.allclose(end, wanted, atol=1e-9)
+    assert torch.allclose(walked(model, images, labels, targets, steps=4, seeds=seeds)[0], wanted, atol=1e-9)
+    assert torch.equal(walked(model, images, labels, targets, steps=0, seeds=seeds)[0], images)
+
+
+@pytest.mark.parametrize("norm", list(NORMS))
+def test_a_walk_stays_in_ball_and_box_and_does_not_depend_on_its_batch_or_the_scale_of_the_logits(
+    problem, norm
+) -> None:
+    model, images, labels = problem
+    images[0], images[1] = 0.0, 1.0
+    seeds = torch.arange(8) * 7919
+    end, _ = walked(model, images, labels, steps=3, seeds=seeds, norm=norm, eps=EPS[norm])
+    assert (distance(norm, end, images) <= EPS[norm] + 1e-9).all() and end.min() >= 0 and end.max() <= 1
+    alone, _ = walked(model, images[3:4], labels[3:4], steps=3, seeds=seeds[3:4], norm=norm, eps=EPS[norm])
+    assert torch.allclose(alone, end[3:4], atol=1e-7)
+    if norm != "l0":
+        larger = torch.nn.Sequential(model, Times(1e3))
+        assert torch.allclose(walked(larger, images, labels, steps=3, seeds=seeds, norm=norm, eps=EPS[norm])[0], end)
+
+
+class Times(torch.nn.Module):
+    """Multiplies."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits):
+        return self.factor * logits
+
+
+def test_what_a_walk_meets_is_not_lost_and_each_restart_walks_elsewhere() -> None:
+    model, images = make_linear(4), make_images(30)
+    labels = model(images).argmax(1)
+    end, best = walked(model, images, labels, steps=6, seeds=torch.arange(30), eps=0.2)
+    met = model(best.images).argmax(1) != labels
+    assert met.sum() >= (model(end).argmax(1) != labels).sum() > 0 and torch.equal(met, best.fools)
+    spy = Spy(model)
+    with frozen(model):
+        ATTACKS["apgd"](spy, images, labels, eps=0.002, steps=1, restarts=2, directions=2)
+    assert len(spy.fed) == 2 * (2 + 2)
+    assert not torch.allclose(spy.fed[2], spy.fed[6], atol=1e-4)
 
 
 # -- norms -------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ LINES: list[set[str]] = [
     {"errors", "stats", "records", "runs", "launch", "stopping"},
     {"classifier", "runtime", "draws", "processes"},
     {"folding", "reduced"},
+    {"compiled"},
     {"data"},
     {"models"},
     {"attacks", "explainers", "measures", "training"},

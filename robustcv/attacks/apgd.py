@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robustcv import draws
 from robustcv.attacks.climb import Best, chosen, gradient_at
+from robustcv.attacks.directions import directed_start
 from robustcv.attacks.losses import Loss
 from robustcv.attacks.norms import NORMS, NormName, Radius, wide
 from robustcv.classifier import rows_in_play
@@ -22,6 +23,7 @@ def apgd(
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
     restarts: int = 1,
+    directions: int = 0,
     loss: Loss = "cross_entropy",
 ) -> Float[Tensor, "n c h w"]:
     """Climb the loss with step sizes that adapt to each image (Croce and Hein 2020, algorithm 1).
@@ -48,6 +50,9 @@ def apgd(
         Gradient steps of each restart; each run costs one forward and one backward pass more, at its start.
     restarts
         Independent random starts.
+    directions
+        Steps along a direction of its own among the logits that each restart begins with (`directed_start`); 0 begins
+        at a random point of the ball.
     loss
         ``cross_entropy``, ``margin`` or ``dlr``.
 
@@ -60,6 +65,19 @@ def apgd(
     best = Best(images)
     for restart in range(restarts):
         start = NORMS[norm].start(images, eps, seeds, restart)
+        start = directed_start(
+            classifier,
+            images,
+            labels,
+            targets,
+            start,
+            best,
+            eps=eps,
+            norm=norm,
+            seeds=seeds,
+            stream=restart + 1000,
+            steps=directions,
+        )
         _climb(classifier, images, labels, targets, start, best, eps, norm, steps, loss)
     return best.images
 

@@ -22,6 +22,7 @@ def apgd_t(
     seeds: Int64[Tensor, " n"] | None = None,
     steps: int = 100,
     classes: int = 9,
+    directions: int = 0,
     loss: Loss = "dlr",
 ) -> Float[Tensor, "n c h w"]:
     """Run APGD towards the likeliest wrong classes, one after another (Croce and Hein 2020, section 5).
@@ -46,6 +47,8 @@ def apgd_t(
         Gradient steps towards each class.
     classes
         How many wrong classes, at most all of them.
+    directions
+        As in `apgd`.
     loss
         ``dlr``, ``margin`` or ``cross_entropy``.
 
@@ -57,8 +60,18 @@ def apgd_t(
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
 
     def run(wanted: Tensor, rank: int) -> Tensor:
+        own = seeds + rank
         return apgd(
-            classifier, images, labels, eps=eps, norm=norm, targets=wanted, seeds=seeds + rank, steps=steps, loss=loss
+            classifier,
+            images,
+            labels,
+            eps=eps,
+            norm=norm,
+            targets=wanted,
+            seeds=own,
+            steps=steps,
+            directions=directions,
+            loss=loss,
         )
 
     return towards_each(classifier, images, labels, targets, towards, classes, run)

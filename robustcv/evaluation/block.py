@@ -146,10 +146,10 @@ def _asked(job: Job, planned: Planned, labels: Tensor, eps: float) -> tuple[nn.M
     """Give what an attack asks, and what confirms its successes where that is only nearly the classifier."""
     by_library = planned.name.startswith("foolbox-")  # which asks unseen: what is denied could not be asked again
     if job.reduced is None or planned.name in GRADIENT_FREE or by_library:
-        return job.fast or job.classifier, None
+        return job.asked, None
     if unseen_in_bfloat16(job.norm, eps, math.prod(job.images.shape)):
         runtime.note("bfloat16 cannot tell changes as small as the smallest eps from none; attacks there use float32")
-        return job.fast or job.classifier, None
+        return job.asked, None
     return job.reduced, lambda candidates, rows: ~right(job.classifier(candidates), labels[rows])
 
 

@@ -87,6 +87,11 @@ class Job:
         """Passes that one query costs: more than one for a classifier that averages over its randomness."""
         return int(getattr(self.classifier, "samples", 1))
 
+    @property
+    def asked(self) -> nn.Module:
+        """What attacks ask in full precision."""
+        return self.classifier if self.fast is None else self.fast
+
     def kept(self) -> Bool[Tensor, " n"]:
         """Mark the images to remember."""
         none = torch.zeros(len(self.images), dtype=torch.bool)

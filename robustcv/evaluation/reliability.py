@@ -190,8 +190,7 @@ def _rescaled(
         planned = replace(planned, options={**planned.options, "steps": min(STEPS, int(steps))})
     if is_minimum_norm(planned.attack):
         return _not_run(name, "the plan begins with a minimum-norm attack"), ()
-    fast = job.fast or job.classifier
-    small = replace(job, fast=_Rescaled(fast, 1 / max(gap, 1e-12)).eval())
+    small = replace(job, fast=_Rescaled(job.asked, 1 / max(gap, 1e-12)).eval())
     tried = tuple(
         _attack_some(each, outcome.headline, sample, tag, planned)
         for each, tag in ((job, "-scale"), (small, "-scaled"))

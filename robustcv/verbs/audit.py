@@ -13,6 +13,7 @@ from robustcv.attacks.patch import train_patch
 from robustcv.attacks.spatial import spatial
 from robustcv.attacks.wrappers import Eot
 from robustcv.certificates import CERTIFICATES
+from robustcv.compiled import compiled
 from robustcv.data import ImageSet
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import Predictions, calibration, predict, proportion
@@ -62,6 +63,7 @@ from robustcv.verbs.prepare import (
 )
 
 PRECISIONS = ("float32", "bf16")
+BF16_STEPS = 100.0  # fused kernels round less often: logits to 1e-2, and slopes are those of a rounded image anyway
 
 
 def audit(
@@ -162,7 +164,7 @@ def audit(
                 )
         sample = draw_sample(chosen, options["cases"] // 2, options["seed"])
         work = sum(planned.weight for planned in plan) * len(chosen) * len(sweep)
-        fast, half = (classifier, None) if black_box else _fast(classifier, chosen, device, options["precision"])
+        fast, half = (classifier, None) if black_box else _fast(classifier, chosen, device, options)
         with progress.stage("attacks", work, stops=False) as advance:
             job = Job(
                 classifier,
@@ -313,12 +315,15 @@ def _plans(
 
 
 def _fast(
-    classifier: nn.Module, images: ImageSet, device: torch.device, precision: str
+    classifier: nn.Module, images: ImageSet, device: torch.device, options: Mapping[str, Any]
 ) -> tuple[nn.Module, nn.Module | None]:
-    """Fold what can be folded, checked on a few images; the same in bfloat16 beside it, where that is asked for."""
+    """Fold what can be folded, and compile it where asked; the same in bfloat16 beside it; held to a few images."""
     few = next(images.take(torch.arange(min(32, len(images)))).batches(32))[0].to(device)
     fast = folded(classifier, few)
-    return fast, reduced(fast, few[:4]) if precision == "bf16" else None
+    half = reduced(fast, few[:4]) if options["precision"] == "bf16" else None
+    if not options["compile"]:
+        return fast, half
+    return compiled(fast, few), None if half is None else compiled(half, few[:4], steps=BF16_STEPS)
 
 
 def _settled(job: Job, outcome: WorstCase, progress: Progress) -> Replayable:
