@@ -55,6 +55,8 @@ class AttackResult(_Frozen):
     backward: int
     seconds: float
     max_distance: float | None = None
+    starts: int = Field(default=0, description="times an image was begun on: once each restart or class")
+    at_start: int = Field(default=0, description="of the broken, by the first candidate, where the attack began")
     carried: int = Field(
         default=0, description="images of a larger eps whose change by this attack is small enough here: not attempted"
     )

@@ -21,15 +21,19 @@ from robustcv.records import GRADIENT_FREE
 
 TOLERANCE = 1e-6  # absolute and relative: float32 rounding of image + change; measured distances are recorded
 NARROW = 0.1  # of the margin that was lost: what is left of it where an image stood narrowly
-_ARRAYS = ("rows", "broken", "distance", "score", "forwards", "backwards", "kept", "best", "ranked")
+_ARRAYS = ("rows", "broken", "at_start", "distance", "score", "forwards", "backwards", "kept", "best", "ranked")
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What one run did to some rows: broken or not, distance and score of each one's best candidate, its passes."""
+    """What one run did to some rows: broken or not, distance and score of each one's best candidate, its passes.
+
+    ``at_start`` are those broken by the first candidate asked about.
+    """
 
     rows: Tensor
     broken: Tensor
+    at_start: Tensor
     distance: Tensor
     score: Tensor
     forwards: Tensor
@@ -97,7 +101,7 @@ def attack_rows(
     if not parts:
         whole, picture, real = torch.empty(0).long(), torch.empty(0, *job.images.shape), torch.empty(0).double()
         no_classes = torch.empty(0, 0).long()
-        return Attacked(whole, real.bool(), real, real, whole, whole, whole, picture, no_classes, 0.0)
+        return Attacked(whole, real.bool(), real.bool(), real, real, whole, whole, whole, picture, no_classes, 0.0)
     table = torch.empty(0, 0).long()
     if ranks:
         table = torch.zeros(len(block), ranks[0].shape[1], dtype=torch.int64)
@@ -198,11 +202,13 @@ def _attack_batch(
         narrow = _narrow(job, rows, tracked) if tracked.confirm is not None else torch.zeros_like(tracked.in_play)
         if not tracked.doubt(checked.confirmed, narrow):
             break
+    asked_once = tracked.forwards <= tracked.samples * (1 if confirm is None else 2)
     broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
     distance = ball.distance(tracked.best, clean).cpu()
     return Attacked(
         rows=rows,
         broken=broken,
+        at_start=broken & asked_once.cpu(),
         distance=distance,
         score=tracked.best_score.cpu().double(),
         forwards=(tracked.forwards + checks).cpu(),

@@ -12,7 +12,7 @@ Steps = tuple[tuple[str, Mapping[str, Any], float], ...]  # attack, options, rea
 _LIKELIEST: Steps = (
     ("fgsm", {"loss": "margin"}, 0.0),
     ("apgd", {"loss": "margin", "steps": 10}, 0.0),
-    ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3}, 0.3),
+    ("apgd-t", {"loss": "dlr", "steps": 20, "classes": 3, "directions": 2}, 0.3),
 )
 EFFORTS: dict[str, Steps] = {
     "quick": _LIKELIEST[:2],
@@ -20,7 +20,7 @@ EFFORTS: dict[str, Steps] = {
     "thorough": (
         *_LIKELIEST,
         ("apgd", {"loss": "cross_entropy", "steps": 50}, 0.0),
-        ("apgd-t", {"loss": "dlr", "steps": 30, "classes": 9}, 0.0),
+        ("apgd-t", {"loss": "dlr", "steps": 30, "classes": 9, "directions": 3}, 0.0),
         ("fmn", {"steps": 60}, 0.0),
         ("square", {"queries": 1000}, 0.0),
     ),

@@ -287,6 +287,8 @@ class _Total:
     reason: Reason
     attempted: int = 0
     broken: int = 0
+    starts: int = 0
+    at_start: int = 0
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
@@ -294,6 +296,8 @@ class _Total:
 
     def add(self, done: "Attacked") -> None:
         """Add one run on one block."""
+        self.starts += len(done.rows)
+        self.at_start += int(done.at_start.sum())
         self.forward += done.forward
         self.backward += done.backward
         self.seconds += done.seconds
@@ -309,6 +313,8 @@ class _Total:
             eps=self.eps,
             attempted=self.attempted,
             broken=self.broken,
+            starts=self.starts,
+            at_start=self.at_start,
             forward=self.forward,
             backward=self.backward,
             seconds=self.seconds,
