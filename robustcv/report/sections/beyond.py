@@ -54,13 +54,13 @@ def _aimed(record: Record, threat: OtherThreat, aimed: int, reached: int) -> tup
     assert record.data is not None and threat.target is not None
     target = record.data.class_names[threat.target]
     rate = record.metric("patch_target_rate")
-    told = f"of them taken for {target}"
-    control = f"{threat.control}: {threat.control_reached:,}"
+    told = f"{numbers.percent(rate)} ({numbers.interval(rate)}), at least; " if rate else ""
+    grey = f"{threat.control}: {threat.control_reached:,}"
     empty = Cell("")
     return (
-        Cell(told, f"{numbers.percent(rate)} ({numbers.interval(rate)}), at least" if rate else ""),
+        Cell(f"taken for {target}", "images of other classes"),
         empty,
-        Cell(f"{reached:,} of {aimed:,}", control, number=True),
+        Cell(f"{reached:,} of {aimed:,}", told + grey, number=True),
         empty,
         empty,
         empty,
