@@ -54,13 +54,13 @@ def _aimed(record: Record, threat: OtherThreat, aimed: int, reached: int) -> tup
     assert record.data is not None and threat.target is not None
     target = record.data.class_names[threat.target]
     rate = record.metric("patch_target_rate")
-    told = f"{numbers.percent(rate)} ({numbers.interval(rate)}), at least; " if rate else ""
+    told = f": {numbers.percent(rate)} ({numbers.interval(rate)}), at least" if rate else ""
     grey = f"{threat.control}: {threat.control_reached:,}"
     empty = Cell("")
     return (
-        Cell(f"taken for {target}", "images of other classes"),
+        Cell(f"taken for {target}", f"of other classes{told}"),
         empty,
-        Cell(f"{reached:,} of {aimed:,}", told + grey, number=True),
+        Cell(f"{reached:,} of {aimed:,}", grey, number=True),
         empty,
         empty,
         empty,
