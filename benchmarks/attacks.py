@@ -5,7 +5,8 @@
 Needs the models of `make bench-models` and ROBUSTCV_DATA. The parts:
 
 pgd          20 steps of eps/8 from the image itself, adversarially trained models, their training eps, against
-             torchattacks, foolbox and ART. Floor: one forward and one input-gradient backward pass an image and step.
+             torchattacks, foolbox and ART, which ask the model as it is; ours asks its folded form, as an audit does.
+             Floor: one forward and one input-gradient backward pass an image and step.
 device       the same on a GPU, if there is one: as it is, folded, in bf16, compiled, each against its own floor.
 autoattack   the `standard` effort against AutoAttack's own code (`reference.py`): robust accuracy, pass-units (a
              forward 1, a backward 2) and time, and the curve of units against the gap. Floor: the units.
@@ -43,7 +44,7 @@ from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.robustness import measure
 from robustcv.evaluation.worst_case import worst_case
 from robustcv.folding import folded
-from robustcv.reduced import Reduced
+from robustcv.reduced import FAR, STEEP, Reduced
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 warnings.filterwarnings("ignore")
@@ -186,9 +187,9 @@ def device(rounds: int) -> list[str]:
             fast = folded(model, pixels[:32])
             forms = {"as it is": model, "folded, channels last": fast, "in bf16": Reduced(fast)}
             if gpu:
-                forms |= {f"{form}, compiled": compiled(forms[form], pixels[:32], steps=steps)
-                          for form, steps in (("folded, channels last", 1.0), ("in bf16", 100.0))}  # fmt: skip
-
+                half = {"logits": FAR, "slopes": STEEP}
+                forms |= {f"{form}, compiled": compiled(forms[form], pixels[:32], **more)
+                          for form, more in (("folded, channels last", {}), ("in bf16", half))}  # fmt: skip
             runs_of = {(kind, told): functools.partial(run, form, pixels, labels, eps) for told, form in forms.items()
                        for kind, run in (("floor", _passes_alone), ("pgd", _pgd_alone))}  # fmt: skip
             seconds, _ = medians(runs_of, rounds)

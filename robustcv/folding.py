@@ -45,14 +45,22 @@ def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module
         return classifier
 
 
-def agree(classifier: nn.Module, fast: nn.Module, images: Float[Tensor, "n c h w"], steps: float = 1.0) -> bool:
+def agree(
+    classifier: nn.Module,
+    fast: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    *,
+    logits: float = AGREEMENT,
+    slopes: float = SLOPES,
+) -> bool:
     """Compare logits and input gradients: a trace forgets `no_grad`, and with it what a stand-in gradient is for.
 
-    ``steps`` widens what is allowed: 1e-4 of the largest logit, and 5 % of the slopes' length.
+    ``logits`` is the largest difference of logits, in units of the largest, ``slopes`` that of the gradients, as a
+    share of their length.
     """
-    (logits, slope), (fast_logits, fast_slope) = (logits_and_slope(each, images) for each in (classifier, fast))
-    near = (fast_logits - logits).abs().max() <= steps * AGREEMENT * logits.abs().max().clamp_min(1e-30)
-    return bool(near and (fast_slope - slope).norm() <= steps * SLOPES * slope.norm())
+    (given, slope), (fast_given, fast_slope) = (logits_and_slope(each, images) for each in (classifier, fast))
+    near = (fast_given - given).abs().max() <= logits * given.abs().max().clamp_min(1e-30)
+    return bool(near and (fast_slope - slope).norm() <= slopes * slope.norm())
 
 
 def _absorbing(classifier: nn.Module, network: nn.Module) -> nn.Conv2d | None:

@@ -11,10 +11,13 @@ from test_worst_case import job_for
 
 import robustcv as rc
 from robustcv import runtime
+from robustcv.attacks import ATTACKS
 from robustcv.classifier import frozen
 from robustcv.compiled import compiled
+from robustcv.evaluation.job import Planned
 from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.worst_case import worst_case
+from robustcv.reduced import FAR, STEEP
 
 TRACED = (
     "aot_eager"  # the compiler's own traces, forward and backward, without machine code: a second in place of a minute
@@ -23,6 +26,7 @@ TRACED = (
 
 @pytest.mark.slow
 def test_the_compiled_form_gives_the_same_verdicts_at_every_size_of_batch() -> None:
+    runtime.forget_notes()
     model, images = honest_models.trained(conv, seed=3).eval(), patches(60, 5)
     with frozen(model):
         job = job_for(model, images, batch_size=16)
@@ -58,13 +62,63 @@ class Untraceable(Detached):
         return super().forward(images)
 
 
+class Turned(Detached):
+    """Becomes a model with the opposite slopes."""
+
+    def forward(self, images):
+        logits = self.layer(images.flatten(1))
+        return 2 * logits.detach() - logits if torch.compiler.is_compiling() else logits
+
+
+BF16 = {"logits": FAR, "slopes": STEEP}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [Detached, Untraceable])
-def test_what_cannot_be_compiled_or_becomes_another_model_runs_as_it_is_and_is_told(make) -> None:
+@pytest.mark.parametrize("allowed", [{}, BF16])
+@pytest.mark.parametrize("make", [Detached, Turned, Untraceable])
+def test_what_cannot_be_compiled_or_becomes_another_model_runs_as_it_is_and_is_told(make, allowed) -> None:
     runtime.forget_notes()
     model = make().eval()
     with frozen(model):
-        assert compiled(model, torch.rand(4, 3, 2, 2), backend=TRACED) is model
+        assert compiled(model, torch.rand(4, 3, 2, 2), backend=TRACED, **allowed) is model
+    assert len(runtime.notes()) == 1 and "could not be compiled" in runtime.notes()[0]
+    runtime.forget_notes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("effort", "norm", "eps"), [("thorough", "linf", 6 / 255), ("standard", "l0", 3.0)])
+def test_minimum_norm_attacks_walk_the_compiled_graph_back_more_than_once(effort, norm, eps) -> None:
+    runtime.forget_notes()
+    model, images = honest_models.trained(conv, seed=3).eval(), patches(12, 5)
+    plan = plan_for(
+        effort, norm, {name: {"steps": 4} for name in ("fmn", "apgd", "apgd-t")} | {"square": {"queries": 9}}
+    )
+    plan = [*plan, Planned("deepfool", ATTACKS["deepfool"], {})]
+    with frozen(model):
+        job = job_for(model, images, norm=norm)
+        fast = replace(job, fast=compiled(model, next(images.batches(8))[0], backend=TRACED))
+        plain, found = (worst_case(each, plan, eps=eps) for each in (job, fast))
+    assert runtime.notes() == () and fast.fast is not model
+    assert torch.equal(found.broken_at, plain.broken_at) and torch.equal(found.backwards, plain.backwards)
+
+
+@pytest.mark.slow
+def test_where_the_compiler_fails_in_mid_audit_the_model_itself_goes_on() -> None:
+    def short_of_breath(graph, inputs):
+        made.append(graph)
+        if len(made) > 3:
+            raise ValueError("not here")
+        return graph.forward
+
+    runtime.forget_notes()
+    made: list = []
+    model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval(), torch.rand(4, 3, 2, 2)
+    with frozen(model):
+        fast = compiled(model, images, backend=short_of_breath)
+        assert fast is not model and 0 < len(made) <= 3 and runtime.notes() == ()
+        made += [None] * 3
+        with torch.no_grad():  # another graph
+            assert torch.allclose(fast(images), model(images))
     assert "could not be compiled" in runtime.notes()[0]
     runtime.forget_notes()
 

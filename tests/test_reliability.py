@@ -183,6 +183,47 @@ def test_noise_that_wins_is_flagged() -> None:
     assert flag.status == "raised" and found.results[0].broken > 20
 
 
+class OffGrid(torch.nn.Module):
+    """Two classes by brightness, turned round wherever a value is no multiple of 1/255."""
+
+    def forward(self, images):
+        light = 50 * (images.flatten(1).mean(1) - 0.5)
+        off = ((255 * images).round() - 255 * images).abs().flatten(1).amax(1) > 0.01
+        light = torch.where(off, -light, light)
+        return torch.stack([-light, light], 1)
+
+
+@pytest.mark.parametrize(("names", "starts", "broken"), [
+    (("fgsm", "apgd"), 20, 20),  # FGSM stays on the grid; the random point at which APGD begins does not
+    (("fgsm", "apgd-l1"), 0, 0),  # which begins outside the ball
+    (("apgd", "fgsm"), 0, 0),  # nothing came before
+])  # fmt: skip
+def test_random_starts_of_a_plan_are_noise_that_it_must_beat(names, starts, broken) -> None:
+    pixels = (255 * torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))).round() / 255
+    images = ImageSet(pixels, OffGrid()(pixels).argmax(1), ("dark", "light"))
+    norm, eps = ("l1", 0.05) if "apgd-l1" in names else ("linf", 1 / 255)
+    plan = [Planned(name, ATTACKS[name], {"steps": 3} if name != "fgsm" else {}) for name in names]
+    with frozen(OffGrid()) as model:
+        job = job_for(model, images, norm=norm)
+        outcome = worst_case(job, plan, eps=eps)
+        assert reliability._by_starts(outcome) == (starts, broken)
+        flags = {each.check: each for each in reliability.probe(job, outcome, plan).flags}
+    told = flags["noise wins"]
+    assert (f"{broken} of {starts} random starts" in told.figure) == (starts > 0)
+    if starts:
+        assert told.status == "raised" and told.source and told.fix and "1 % of the starts" in told.threshold
+
+
+def test_what_an_attack_only_returns_is_not_taken_for_its_start(linear) -> None:
+    images = labelled(linear)
+    with frozen(linear):
+        for more in ({}, {"reduced": linear}):
+            (told,) = worst_case(
+                job_for(linear, images, **more), [Planned("fgsm", ATTACKS["fgsm"], {})], eps=EPS
+            ).results
+            assert told.broken > 20 and (told.starts, told.at_start) == (N, 0)
+
+
 def test_a_plan_put_together_by_hand_that_has_not_converged_is_flagged() -> None:
     """Steps of a tenth of what it takes: 40 images stand against them, and fall to an attack that converges."""
     run = rc.audit(trained(conv, seed=3), patches(60, 5), eps="8/255", sweep=False, attacks=["pgd"],

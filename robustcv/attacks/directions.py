@@ -60,4 +60,4 @@ def _weights(labels: Tensor, targets: Tensor | None, seeds: Tensor, stream: int,
     drawn = 2 * draws.uniform(seeds, (classes,), stream) - 1
     own = labels[:, None].to(drawn.device)
     drawn = drawn.scatter(1, own, -drawn.gather(1, own).abs())
-    return drawn if targets is None else drawn.scatter(1, targets[:, None], _TOWARDS)
+    return drawn if targets is None else drawn.scatter(1, targets[:, None].to(drawn.device), _TOWARDS)

@@ -174,7 +174,8 @@ def _of_length(change: Tensor, images: Tensor, eps: Radius, norm: str) -> Tensor
     if norm == "l2":
         return l2_project(images + wide(eps, images) * l2_ascend(change), images, eps)
     length = change.abs().sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(change.dtype).tiny)
-    return l1_project(images + change * (wide(eps, images) / length).clamp_min(1), images, eps)
+    longer = (wide(eps, images) / length).clamp(1, 1 / torch.finfo(change.dtype).eps)
+    return l1_project(images + change * longer, images, eps)
 
 
 def _bump_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: int, side: int, norm: str) -> Tensor:
@@ -183,6 +184,8 @@ def _bump_move(images: Tensor, best: Tensor, eps: Radius, seeds: Tensor, query: 
     side, order = min(side, h, w), _ORDERS[norm]
     drawn = draws.uniform(seeds, (5 + c,), query + 2).to(images)
     change, reach = best - images, wide(eps, images)
+    if norm == "l1":  # most windows hold next to nothing: rounding, other in each batch, must not become a direction
+        change = torch.where(change.abs() <= 512 * torch.finfo(images.dtype).eps, 0.0, change)
     top, left = _place(drawn[:, 0], h, side), _place(drawn[:, 1], w, side)
     into = _window(top, left, side, images)
     outof = _window(_place(drawn[:, 2], h, side), _place(drawn[:, 3], w, side), side, images)

@@ -188,13 +188,15 @@ def _attack_batch(
     given: dict[str, Any] = {} if is_minimum_norm(planned.attack) else {"eps": eps}
     if targets is not None:
         given["towards"] = targets.to(job.device)
-    checks = torch.zeros_like(tracked.forwards)
+    checks, at_start = torch.zeros_like(tracked.forwards), torch.zeros_like(tracked.in_play)
     for attempt in range(2):
         if attempt == 1:  # once more, on the plain classifier, where it did not share a success or stood narrowly
             tracked.classifier, tracked.confirm = job.classifier, None
             tracked.judge = make_judge(clean, labels, ball, eps)
         settled = tracked.broken
         returned = planned.attack(tracked, clean, labels, norm=job.norm, seeds=seeds, **given, **options).detach()
+        if attempt == 0:  # what an attack only returns has not been asked about yet
+            at_start = tracked.broken & (tracked.forwards <= tracked.samples * (1 if confirm is None else 2))
         if job.eight_bit:
             returned = to_eight_bit(returned, clean)
         checked = _check(job.classifier, tracked, returned, ~(settled | tracked.aside))
@@ -202,13 +204,12 @@ def _attack_batch(
         narrow = _narrow(job, rows, tracked) if tracked.confirm is not None else torch.zeros_like(tracked.in_play)
         if not tracked.doubt(checked.confirmed, narrow):
             break
-    asked_once = tracked.forwards <= tracked.samples * (1 if confirm is None else 2)
     broken, keep = tracked.broken.cpu(), (tracked.broken.cpu() | job.kept()[rows])
     distance = ball.distance(tracked.best, clean).cpu()
     return Attacked(
         rows=rows,
         broken=broken,
-        at_start=broken & asked_once.cpu(),
+        at_start=broken & at_start.cpu(),
         distance=distance,
         score=tracked.best_score.cpu().double(),
         forwards=(tracked.forwards + checks).cpu(),

@@ -42,7 +42,11 @@ class Planned:
         """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
         known = inspect.signature(self.attack).parameters
         values = {name: self.options.get(name, parameter.default) for name, parameter in known.items()}
-        length = 3 * int(values.get("steps", 1) or 300) if "queries" not in values else int(values["queries"])
+        length = (
+            3 * (int(values.get("steps", 1) or 300) + int(values.get("directions", 0)))
+            if "queries" not in values
+            else int(values["queries"])
+        )
         return length * int(values.get("restarts", 1)) * int(values.get("classes", 1)) + 3
 
 

@@ -162,6 +162,7 @@ def _with_starts(flag: Check, starts: int, broken: int) -> Check:
             "status": status,
             "fix": fix,
             "threshold": f"0; {100 * BY_CHANCE:.0f} % of the starts",
+            "source": flag.source or "Carlini et al. 2019",
         }
     )
 

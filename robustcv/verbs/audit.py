@@ -35,7 +35,7 @@ from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
 from robustcv.models import load as load_classifier
-from robustcv.reduced import reduced
+from robustcv.reduced import FAR, STEEP, reduced
 from robustcv.runtime import Progress
 from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images, require_colours
 from robustcv.verbs.cases import draw_cases, draw_sample, explain_cases
@@ -63,7 +63,6 @@ from robustcv.verbs.prepare import (
 )
 
 PRECISIONS = ("float32", "bf16")
-BF16_STEPS = 100.0  # fused kernels round less often: logits to 1e-2, and slopes are those of a rounded image anyway
 
 
 def audit(
@@ -302,6 +301,7 @@ def _plans(
     without = "patch" if black_box and "patch" in options["also"] else without
     without = "bounds" if black_box and "bounds" in options["certify"] else without
     without = "maps" if black_box and "maps" in options["also"] else without
+    without = "--compile" if black_box and options["compile"] else without
     without = "--precision bf16" if black_box and options["precision"] == "bf16" else without
     if without is not None:
         fix = "leave it out" if without.startswith("--") else f"use {', '.join(records.GRADIENT_FREE)}"
@@ -323,7 +323,7 @@ def _fast(
     half = reduced(fast, few[:4]) if options["precision"] == "bf16" else None
     if not options["compile"]:
         return fast, half
-    return compiled(fast, few), None if half is None else compiled(half, few[:4], steps=BF16_STEPS)
+    return compiled(fast, few), None if half is None else compiled(half, few[:4], logits=FAR, slopes=STEEP)
 
 
 def _settled(job: Job, outcome: WorstCase, progress: Progress) -> Replayable:
