@@ -11,6 +11,8 @@ from robustcv.attacks.losses import Loss
 from robustcv.attacks.norms import NORMS, NormName, Radius, wide
 from robustcv.classifier import rows_in_play
 
+_WALKS = 1000  # draws of walks are other ones than those of the first thousand random starts
+
 
 def apgd(
     classifier: nn.Module,
@@ -75,7 +77,7 @@ def apgd(
             eps=eps,
             norm=norm,
             seeds=seeds,
-            stream=restart + 1000,
+            stream=restart + _WALKS,
             steps=directions,
         )
         _climb(classifier, images, labels, targets, start, best, eps, norm, steps, loss)

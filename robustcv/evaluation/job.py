@@ -39,15 +39,16 @@ class Planned:
 
     @property
     def weight(self) -> int:
-        """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes."""
+        """Estimate the passes an image costs, for the time left: steps or queries, times restarts or classes.
+
+        An attack with a ``reach`` meets few of the images, the fewer the farther it is.
+        """
         known = inspect.signature(self.attack).parameters
         values = {name: self.options.get(name, parameter.default) for name, parameter in known.items()}
-        length = (
-            3 * (int(values.get("steps", 1) or 300) + int(values.get("directions", 0)))
-            if "queries" not in values
-            else int(values["queries"])
-        )
-        return length * int(values.get("restarts", 1)) * int(values.get("classes", 1)) + 3
+        steps = int(values.get("steps", 1) or 300) + int(values.get("directions", 0))
+        length = int(values["queries"]) if "queries" in values else 3 * steps
+        runs = int(values.get("restarts", 1)) * int(values.get("classes", 1))
+        return round(length * runs * (1 - self.reach)) + 3
 
 
 @dataclass(frozen=True)
