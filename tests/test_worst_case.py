@@ -491,8 +491,10 @@ def test_a_doubtful_success_is_tried_again_on_the_plain_classifier() -> None:
     assert torch.equal(with_fast.broken_at, without.broken_at) and not without.robust(0.1).any()
 
 
-def test_every_effort_runs_the_cheapest_attack_first() -> None:
+def test_every_effort_runs_the_cheapest_attack_first_and_then_those_for_the_nearest() -> None:
     for effort in ("quick", "standard"):
-        weights = [planned.weight for planned in plan_for(effort, "linf")]
+        plan = plan_for(effort, "linf")
+        weights = [planned.weight for planned in plan if planned.reach == 0]
         assert weights == sorted(weights)
+        assert [planned.reach for planned in plan] == sorted(planned.reach for planned in plan)
     assert set(EFFORTS) == {"quick", "standard", "thorough", "autoattack"}
