@@ -77,18 +77,23 @@ def test_calibration_under_attack_is_that_of_the_evidence(trained, tmp_path) -> 
     sure, right = verdicts["confidence"].astype(float).copy(), verdicts["correct"].copy()
     place = {int(index): row for row, index in enumerate(verdicts["index"])}
     archive = zipfile.ZipFile(tmp_path / "a/evidence/broken.zip")
+    kept = tmp_path / "a/evidence/broken.safetensors"  # of those that no 8-bit image shows
+    floats = runs.unpack_arrays(kept.read_bytes()) if kept.exists() else {}
     fell = 0
     for line in map(json.loads, (tmp_path / "a/cases.jsonl").read_text().splitlines()):
-        if line["form"] == "png" and line["eps"] <= 16 / 255 + 1e-9:
-            pixels = np.array(
-                Image.open(io.BytesIO(archive.read(f"{line['evidence']}-adversarial.png"))).convert("RGB")
-            )
+        if line["eps"] <= 16 / 255 + 1e-9:
+            name = f"{line['evidence']}-adversarial"
+            if line["form"] == "png":
+                read = np.array(Image.open(io.BytesIO(archive.read(f"{name}.png"))).convert("RGB"))
+                attacked = torch.from_numpy(read).permute(2, 0, 1) / 255
+            else:
+                attacked = torch.from_numpy(floats[name])
             with torch.no_grad():
-                logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0]
+                logits = model(attacked[None])[0]
             row = place[line["index"]]
             sure[row], right[row] = float(logits.double().softmax(0).max()), False
             fell += 1
-    assert fell > 10 and run.record.evidence.only_float == 0
+    assert fell > 10 and run.record.evidence.only_float == len(floats) <= 3
     metric = run.record.metric("calibration_error_attacked")
     assert metric.eps == pytest.approx(16 / 255) and metric.low <= metric.value <= metric.high
     assert metric.value == pytest.approx(expected_calibration_error(sure, right.astype(float)), abs=1e-6)

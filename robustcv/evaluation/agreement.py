@@ -1,5 +1,6 @@
 """Which attacks break the same images: each attack of a plan alone, on images that none of the others has thinned."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -37,10 +38,12 @@ def agreement(job: Job, plan: Sequence[Planned], outcome: WorstCase, count: int)
     sample = torch.zeros(len(right), dtype=torch.bool)
     sample[rows] = True
     names: list[str] = []
+    met: Counter[str] = Counter()
     broken: list[Tensor] = []
     alone = replace(job, remember=torch.zeros_like(sample))
     for planned in (replace(each, reach=0.0) for each in plan):  # none is spared what another found far away
-        name = planned.name if planned.name not in names else f"{planned.name} ({names.count(planned.name) + 1})"
+        met[planned.name] += 1
+        name = planned.name if met[planned.name] == 1 else f"{planned.name} ({met[planned.name]})"
         found = worst_case(alone, [planned], eps=outcome.headline, among=sample, reason="alone", tag=f"-alone-{name}")
         stopping.at_boundary()  # one that did not run has broken nothing
         names.append(name)
