@@ -20,6 +20,7 @@ from robustcv.classifier import frozen
 from robustcv.evaluation.accuracy import expected_calibration_error
 from robustcv.evaluation.agreement import agreement
 from robustcv.evaluation.job import Planned
+from robustcv.evaluation.plans import plan_for
 from robustcv.evaluation.worst_case import worst_case
 
 
