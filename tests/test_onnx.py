@@ -57,8 +57,8 @@ def test_what_a_black_box_cannot_do_is_refused(exported: Path, tmp_path: Path) -
     box = f"onnx:{exported / 'model.onnx'}"
     with pytest.raises(UserError, match="gradient_shap needs gradients"):
         rc.explain(box, "digits", method="gradient_shap", n=2, quiet=True)
-    with pytest.raises(UserError, match="no attack without gradients knows the norm l1"):
-        rc.audit(box, "digits", norm="l1", eps=1, n=4, quiet=True)
+    with pytest.raises(UserError, match="no attack without gradients knows the norm l0"):
+        rc.audit(box, "digits", norm="l0", eps=1, n=4, quiet=True)
     for options, message in (
         ({"attacks": ["pgd"]}, "pgd needs gradients"),
         ({"also": ["patch"]}, "patch needs gradients"),

@@ -110,11 +110,11 @@ def test_a_trained_patch_works_on_images_it_was_not_trained_on(trained, target) 
     test, labels = next(rc.load_images("digits", n=100).batches(100))
     rates = []
     with frozen(rc.load_classifier(str(trained))) as model:
-        patch = train_patch(model, train, train_labels, size=0.4, target=target, steps=80)
-        assert patch.min() >= 0 and patch.max() <= 1 and patch.shape[1] == round(0.4 * train.shape[-1])
+        patch = train_patch(model, train, train_labels, size=0.5, target=target, steps=80)
+        assert patch.min() >= 0 and patch.max() <= 1 and patch.shape[1] == round(0.5 * train.shape[-1])
         keep = (model(test).argmax(1) == labels) & ((labels != target) if target is not None else True)
         for sticker in (patch, torch.full_like(patch, 0.5)):
-            answers = model(apply_patch(test, sticker, seeds=torch.arange(100) + 500, size=0.4)).argmax(1)
+            answers = model(apply_patch(test, sticker, seeds=torch.arange(100) + 500, size=0.5)).argmax(1)
             rates.append(float(((answers != labels) if target is None else (answers == target))[keep].double().mean()))
     assert rates[0] > rates[1] + 0.15
 
