@@ -47,7 +47,7 @@ class Compiled(nn.Module):
                 if runtime.out_of_memory(error):
                     raise
                 self.why = type(error).__name__
-                note_uncompiled(self.why)
+                _note_uncompiled(self.why)
         logits = self.classifier(images)
         return logits
 
@@ -84,11 +84,11 @@ def compiled(
         if made.why is not None:
             return classifier
         if not same:
-            note_uncompiled("it does not give the same answers")
+            _note_uncompiled("it does not give the same answers")
             return classifier
     return made
 
 
-def note_uncompiled(why: str) -> None:
+def _note_uncompiled(why: str) -> None:
     """Tell that attacks run the model as it is."""
     runtime.note(f"this model could not be compiled ({why}); attacks run it as it is")
