@@ -16,6 +16,7 @@ attack engine's `standard` effort on test images; the lines are kept under bench
 import argparse
 import functools
 import json
+import math
 import os
 import statistics
 import time
@@ -53,21 +54,21 @@ def load(data: str, split: str):
 
 
 def attacks_of(objective: str, eps: float, steps: int):
-    """Give the attack of training, that of validation, and the guard."""
+    """Give the attack of training, that of validation, and the guard; steps rise with eps, as in the package."""
     many = functools.partial(pgd, eps=eps, steps=10, keep="last")
     if objective == "fast":
         guard = Guard(functools.partial(fgsm, eps=eps), functools.partial(pgd, eps=eps, steps=7, keep="last"))
         return (lambda s: functools.partial(noise_fgsm, eps=eps * s)), many, guard
-    return (lambda s: functools.partial(pgd, eps=eps * s, steps=steps, keep="last")), many, None
+    return (lambda s: functools.partial(pgd, eps=eps * s, steps=math.ceil(steps * s), keep="last")), many, None
 
 
 def fitted(classifier, sets, data, *, objective, eps, steps, epochs, seed, rate, schedule, patience=None, minutes=None,
-           begun=False, warmup=0.0):  # fmt: skip
+           begun=False, **more):  # fmt: skip
     """Train by one recipe; gives seconds in training and validation, and the epochs."""
     attack_at, many, guard = attacks_of(objective, eps, steps) if eps else (None, None, None)
     augmented = (augment.crop, augment.flip) if data == models.CIFAR else (augment.crop,)
     recipe = Recipe(epochs=epochs, batch_size=BATCH, learning_rate=rate, schedule=schedule, augment=augmented,
-                    patience=patience, minutes=minutes, eps_warmup=warmup, seed=seed)  # fmt: skip
+                    patience=patience, minutes=minutes, seed=seed, **more)  # fmt: skip
     start = time.perf_counter()
     found = fit(classifier, *sets, objective=OBJECTIVES[objective], attack_at=attack_at, validate_with=many,
                 guard=guard, recipe=recipe, begun=begun)  # fmt: skip

@@ -66,6 +66,7 @@ def audit(
     labels: Any = None,
     *,
     weights: str | None = None,
+    class_map: Path | str | None = None,
     data_dir: str | None = None,
     split: str = "test",
     resize: int | None = None,
@@ -120,6 +121,9 @@ def audit(
         True classes, for a tensor of images.
     weights
         File with the weights: safetensors, or a torch file that holds nothing but tensors.
+    class_map
+        Where the model has more classes than the data: a CSV file of lines "class of the data,class of the model" (by
+        name or by number from 0); the model is asked about these classes alone.
     data_dir
         Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
     split
@@ -212,6 +216,7 @@ def train(
     *,
     model: str = "small_cnn",
     init: str | None = None,
+    class_map: Path | str | None = None,
     data_dir: str | None = None,
     resize: int | None = None,
     skip_bad: bool = False,
@@ -260,6 +265,9 @@ def train(
     init
         Weights to begin with: published (torchvision's or timm's own), a file, or a run folder. The head is made new
         where the classes differ.
+    class_map
+        With --init, which rows of the old head are taken over for which classes, a file as for `audit`; else those of
+        equal names.
     data_dir
         Where copies of published data sets lie (else ROBUSTCV_DATA, else they are downloaded).
     resize
@@ -566,6 +574,7 @@ def explain(
     neighbours: str | None = None,
     cases: int = 16,
     weights: str | None = None,
+    class_map: Path | str | None = None,
     data_dir: str | None = None,
     split: str = "test",
     resize: int | None = None,
@@ -611,6 +620,9 @@ def explain(
         Images shown on the page; the others count in measures and means.
     weights
         File with the weights: safetensors, or a torch file that holds nothing but tensors.
+    class_map
+        Where the model has more classes than the data: a CSV file of lines "class of the data,class of the model" (by
+        name or by number from 0); the model is asked about these classes alone.
     data_dir
         Where copies of published data sets lie.
     split
@@ -693,6 +705,7 @@ def doctor(
     labels: Any = None,
     *,
     weights: str | None = None,
+    class_map: Path | str | None = None,
     data_dir: str | None = None,
     split: str = "test",
     resize: int | None = None,
@@ -718,6 +731,8 @@ def doctor(
         True classes, for a tensor of images.
     weights
         File with the weights, as for `audit`.
+    class_map
+        Which of the model's classes the data has, as for `audit`.
     data_dir
         Where copies of published data sets lie.
     split

@@ -1,16 +1,19 @@
 """The fast path: the same function with fewer operations, taken only where it gives the same logits."""
 
 import copy
+import weakref
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustcv.classifier import Classifier, logits_and_slope
 
 SLOPES = 0.05  # largest difference of input gradients, as a share: rounding may switch a few ReLUs
 AGREEMENT = 1e-4  # largest difference of logits, in units of the largest logit
+CHECKED_EVERY = 64  # folds of a classifier in training: its trace stays right, its rounding may grow
 
 
 def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
@@ -30,7 +33,7 @@ def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module
     Module
         A folded copy; the classifier itself where it cannot be traced, has nothing to fold, or disagrees.
     """
-    network = classifier.network if type(classifier) is Classifier else classifier
+    network = _network(classifier)
     has_norm = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
     if not (has_norm or _absorbing(classifier, network)):
         return classifier
@@ -77,11 +80,112 @@ def _renormalised(classifier: Classifier, network: nn.Module) -> nn.Module:
     """Put a classifier's normalisation into its network's first convolution, or else around the network."""
     first = _absorbing(classifier, network)
     if first is None:
-        mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
-        return Classifier(network, mean=mean, std=std, size=classifier.size).to(classifier.mean.device)
+        return _around(classifier, network)
     with torch.no_grad():
         weight = first.weight / classifier.std
         shift = (weight * classifier.mean).sum((1, 2, 3))
         first.bias = nn.Parameter((first.bias if first.bias is not None else 0) - shift, requires_grad=False)
         first.weight = nn.Parameter(weight, requires_grad=False)
     return network
+
+
+def _around(classifier: Classifier, network: nn.Module) -> Classifier:
+    """Put a classifier's normalisation around another network."""
+    mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
+    return Classifier(network, mean=mean, std=std, size=classifier.size).to(classifier.mean.device)
+
+
+class Refolded:
+    """The folded form of a classifier in training: traced once, and filled with the weights of the moment.
+
+    Parameters
+    ----------
+    classifier
+        In eval mode; not kept.
+
+    Raises
+    ------
+    Exception
+        Whatever torch.fx raises where it cannot trace the classifier.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        network = _network(classifier)
+        self.network = fuse(network).eval().requires_grad_(False)  # of a copy
+        self.pairs = _pairs(network, self.network)
+        self.network.to(memory_format=torch.channels_last)
+        self.form = self.network if network is classifier else _around(classifier, self.network)
+        self.device = next(network.parameters()).device
+        self.filled = 0
+
+    @torch.no_grad()
+    def fill(self, classifier: nn.Module) -> nn.Module:
+        """Take over the weights of the classifier it was made of, and give the folded form."""
+        network = _network(classifier)
+        given = dict(network.state_dict())
+        for layer, norm in self.pairs:
+            weight, bias = f"{layer}.weight", f"{layer}.bias"
+            mean, variance, scale, shift = (
+                given.get(f"{norm}.{name}") for name in ("running_mean", "running_var", "weight", "bias")
+            )
+            eps = network.get_submodule(norm).eps
+            given[weight], given[bias] = fuse_conv_bn_weights(
+                given[weight], given.get(bias), mean, variance, eps, scale, shift
+            )
+        for name, held in self.network.state_dict().items():
+            if name in given:  # constants of the trace are its own
+                held.copy_(given[name])
+        self.filled += 1
+        return self.form
+
+
+_FOLLOWED: "weakref.WeakKeyDictionary[nn.Module, Refolded | None]" = weakref.WeakKeyDictionary()
+
+
+def refolded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
+    """Fold the batch norm of a classifier in training, for one attack: a copy of its weights, no trace, no comparison.
+
+    Parameters
+    ----------
+    classifier
+        Frozen, in eval mode.
+    images
+        A few images, on which both must agree as in `folded`, in float32: at the first call, and now and then.
+
+    Returns
+    -------
+    Module
+        The folded form, which the next call fills anew; the classifier itself where it cannot be folded, or disagrees.
+    """
+    try:
+        followed = _FOLLOWED.get(classifier)
+        if followed is None and classifier in _FOLLOWED:
+            return classifier
+        if followed is None or followed.device != images.device:
+            followed = _FOLLOWED[classifier] = Refolded(classifier)
+        form = followed.fill(classifier)
+        if followed.filled % CHECKED_EVERY != 1:
+            return form
+        with torch.autocast(images.device.type, enabled=False):
+            if agree(classifier, form, images):
+                return form
+    except Exception:  # as in `folded`
+        pass
+    _FOLLOWED[classifier] = None  # it is not tried again
+    return classifier
+
+
+def _network(classifier: nn.Module) -> nn.Module:
+    return classifier.network if type(classifier) is Classifier else classifier
+
+
+def _pairs(network: nn.Module, fused: nn.Module) -> list[tuple[str, str]]:
+    """Name each layer that took in a batch norm, and that batch norm."""
+    kept = {name for name, _ in fused.named_modules()}
+    found = []
+    for node in fx.symbolic_trace(network).graph.nodes:
+        if node.op == "call_module" and node.target not in kept:
+            (before, *_) = node.args
+            assert isinstance(before, fx.Node)
+            found.append((str(before.target), str(node.target)))
+    return found

@@ -1,9 +1,13 @@
 """The contract: frozen leaves no trace, Tracked counts what an independent hook counts."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import Curved, make_images
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from robustcv.attacks import ATTACKS, is_minimum_norm, norms_of
 from robustcv.attacks.norms import NORMS
@@ -135,6 +139,82 @@ def test_folding_keeps_the_function_and_its_gradient_and_takes_the_work_out() ->
                 assert torch.allclose(logits, model(images), atol=1e-4 * float(model(images).abs().max()))
             assert torch.allclose(*slopes, atol=1e-3 * float(slopes[0].abs().max()))
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+
+
+def normed(channels: int = 3) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(
+        nn.Sequential(
+            nn.Conv2d(channels, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3),
+            nn.BatchNorm2d(6, affine=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5), nn.BatchNorm1d(5),
+        ), mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.25],
+    )  # fmt: skip
+
+
+def test_a_classifier_in_training_is_folded_with_the_weights_of_the_moment(monkeypatch) -> None:
+    from robustcv import folding
+
+    model, images = normed(), torch.rand(16, 3, 12, 12)
+    traces = []
+    monkeypatch.setattr(folding, "fuse", lambda network: traces.append(1) or fuse(network))
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for step in range(5):
+        nn.functional.cross_entropy(model.train()(images), torch.arange(16) % 5).backward()
+        optimizer.step()
+        with frozen(model):
+            fast = folding.refolded(model, images[:4])
+            given, exact = fast(images), folding.folded(model, images[:4])
+            assert fast is not model and exact is not model
+            assert torch.allclose(given, exact(images), atol=1e-5), step
+            assert torch.allclose(given, model(images), atol=1e-4)
+            assert not any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in fast.modules())
+    assert sum(traces) == 1 + 5  # one for all steps; `folded` traces each time
+    reference = weakref.ref(model)
+    del model, optimizer, fast, exact
+    gc.collect()
+    assert reference() is None  # what is remembered keeps no classifier alive
+
+
+def test_under_autocast_folding_is_still_held_to_float32() -> None:
+    from robustcv.folding import refolded
+
+    model, images = normed().eval(), torch.rand(16, 3, 12, 12)
+    with frozen(model), torch.autocast("cpu", torch.bfloat16):
+        assert refolded(model, images[:4]) is not model
+
+
+def test_what_cannot_be_folded_in_training_is_asked_as_it_is_and_not_traced_again(monkeypatch) -> None:
+    from robustcv import folding
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, images):
+            return self.norm(self.last(images)).mean((2, 3)) * (1 if len(images) > 0 else 2)
+
+    class Drifting(nn.Module):  # its trace forgets the number that it reads at each call
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.first, self.factor = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), 1.0
+
+        def forward(self, images):
+            return self.norm(self.first(images)).mean((2, 3)) * self.factor
+
+    images, traces = torch.rand(4, 3, 6, 5), []
+    monkeypatch.setattr(folding, "fuse", lambda network: traces.append(1) or fuse(network))
+    odd = Odd().eval()
+    with frozen(odd):
+        assert folding.refolded(odd, images) is odd and folding.refolded(odd, images) is odd
+    assert len(traces) == 1
+    drifting = Drifting().eval()
+    with frozen(drifting):
+        asked = []
+        for _ in range(folding.CHECKED_EVERY + 2):
+            asked.append(folding.refolded(drifting, images) is drifting)
+            drifting.factor = 2.0
+    assert asked == [False] * folding.CHECKED_EVERY + [True, True]
 
 
 def test_a_stand_in_gradient_is_not_folded_away() -> None:

@@ -95,7 +95,7 @@ def _halves(
     for numbers in (range(pairs // 2), range(pairs // 2, pairs)):
         total, squares = torch.zeros_like(images), torch.zeros_like(images)
         for some in torch.tensor(list(numbers)).split(max(1, rows // (2 * n))):
-            shifts = [draws.normal(seeds, tuple(images.shape[1:]), 10 + k) for k in some.tolist()]
+            shifts = [draws.fill(seeds, tuple(images.shape[1:]), "normal", 10 + k) for k in some.tolist()]
             shift = noise * torch.stack(shifts).to(images)
             inputs = torch.stack([ends + shift, ends - shift]).flatten(0, 2)
             every = targets.repeat(2 * len(some))

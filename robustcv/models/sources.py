@@ -22,13 +22,24 @@ FROM_PYTHON = "python object"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A classifier and what is known about it."""
+    """A classifier and what is known about it.
+
+    Parameters
+    ----------
+    answers
+        What published weights call their classes.
+    class_map, whole
+        Where only some classes are asked about: which, and the classifier that gives all of them.
+    """
 
     classifier: nn.Module
     source: str
     architecture: str
     description: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    answers: tuple[str, ...] = ()
+    class_map: dict[str, str] | None = None
+    whole: nn.Module | None = None
 
 
 def load(spec: Any, weights: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Loaded:
@@ -144,7 +155,8 @@ def _from_torchvision(name: str, weights: str | None) -> Loaded:
         except (OSError, RuntimeError) as error:
             raise _unreachable(f"torchvision:{name}", error) from error
     wanted = entry.transforms()
-    made = Source(checkpoint.load_weights(weights), (), wanted.crop_size[0], list(wanted.mean), list(wanted.std))
+    names = tuple(entry.meta["categories"])  # where there are as many
+    made = Source(checkpoint.load_weights(weights), names, wanted.crop_size[0], list(wanted.mean), list(wanted.std))
     return _published(name, made, network, weights)
 
 
@@ -180,7 +192,8 @@ def _published(architecture: str, made: Source, network: nn.Module, told: str) -
         std=made.std,
     )
     name = architecture if architecture.startswith("timm:") else f"torchvision:{architecture}"
-    return Loaded(classifier, name, architecture, described)
+    answers = made.class_names if len(made.class_names) == classes else ()
+    return Loaded(classifier, name, architecture, described, answers=answers)
 
 
 def _unreachable(name: str, error: Exception) -> UserError:

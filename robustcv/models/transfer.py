@@ -126,6 +126,13 @@ def _copy_rows(
     with torch.no_grad():
         for key, tensor in theirs.items():
             if tensor.shape[1:] == own[key].shape[1:]:
+                if pairs and (highest := max(there for there, _ in pairs)) >= len(tensor):
+                    raise UserError(
+                        "RCV-E122",
+                        f"the class map names class {highest}, but the weights have {len(tensor)}",
+                        "classes are counted from 0",
+                        "correct the file of --class-map",
+                    )
                 for there, here in pairs:
                     own[key][here] = tensor[there]
     return len(pairs)

@@ -249,7 +249,7 @@ class _Run:
 
     def _validated(self, epoch: int, loss: float, correct: int, n: int, start: float) -> EpochResult:
         validating = time.monotonic()
-        right, robust = validate(self.judged, self.validation, self.recipe.batch_size, self.device, self.validate_with)
+        right, robust = self._right(self.judged, self.validate_with)
         self.validation_seconds, seconds = processes.agreed((time.monotonic() - validating, time.monotonic() - start))
         return EpochResult(
             epoch=epoch,
@@ -265,8 +265,12 @@ class _Run:
         )
 
     def _count_right(self, attack: Perturb | None) -> int:
-        _, robust = validate(self.classifier, self.validation, self.recipe.batch_size, self.device, attack)
+        _, robust = self._right(self.classifier, attack)
         return robust or 0
+
+    def _right(self, classifier: nn.Module, attack: Perturb | None) -> tuple[int, int | None]:
+        recipe = self.recipe
+        return validate(classifier, self.validation, recipe.batch_size, self.device, attack, recipe.precision)
 
     def _train_epoch(self, epoch: int, start: float) -> tuple[float, int, int]:
         """Go over the training images once; gives mean loss, right answers on the batches as trained on, and n."""

@@ -1,13 +1,15 @@
 """What training minimises: pure functions that give a scalar loss and the logits it came from."""
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustcv.classifier import frozen, has_batch_norm
-from robustcv.folding import folded
+from robustcv.folding import refolded
+
+Precision = Literal["float32", "bf16"]
 
 
 @runtime_checkable
@@ -77,7 +79,7 @@ def attacked(
 
 def without_batch_norm(classifier: nn.Module, images: Tensor) -> nn.Module:
     """Fold the batch norm of a frozen classifier for the length of an attack: the same function in fewer operations."""
-    return folded(classifier, images[:4]) if has_batch_norm(classifier) else classifier
+    return refolded(classifier, images[:4]) if has_batch_norm(classifier) else classifier
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from robustcv.training.averaging import Average
 from robustcv.training.layers import Layers
-from robustcv.training.objectives import Perturb
+from robustcv.training.objectives import Perturb, Precision
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class Recipe:
     patience
         Stop when this many epochs in a row were no better on the validation split, once eps has risen; None: never.
     precision
-        ``bf16`` computes the forward passes of training in bfloat16 where that is safe (autocast).
+        ``bf16`` computes the forward passes of training, and of the attack that validates, in bfloat16 where that is
+        safe (autocast); answers on the validation split are judged in float32.
     seed
         Seed of the order, the augmentation and the attacks.
     """

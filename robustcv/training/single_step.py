@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from robustcv import draws
 from robustcv.classifier import frozen
-from robustcv.training.objectives import Perturb, attacked, cross_entropy
+from robustcv.training.objectives import Perturb, attacked, cross_entropy, without_batch_norm
 
 
 def nuat(
@@ -45,10 +45,11 @@ def nuat(
     seeds = draws.fresh_seeds(len(images)).to(images.device) if seeds is None else seeds
     signs = draws.uniform(seeds, tuple(images.shape[1:])).to(images).sub(0.5).sign()
     with frozen(classifier):
+        fast = without_batch_norm(classifier, images)
         with torch.no_grad():
-            clean = classifier(images)
+            clean = fast(images)
         here = (images + eps / 2 * signs).clamp(0, 1).requires_grad_()
-        logits = classifier(here)
+        logits = fast(here)
         climbed = functional.cross_entropy(logits, labels) + weight / len(images) * _nuclear(logits - clean)
         (slope,) = torch.autograd.grad(climbed, here)
         away = here.detach() + eps * slope.sign()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustcv import processes
 from robustcv.classifier import frozen
 from robustcv.classifier import right as is_right
-from robustcv.training.objectives import Perturb
+from robustcv.training.objectives import Perturb, Precision, without_batch_norm
 
 
 @runtime_checkable
@@ -27,9 +27,16 @@ class Diverged(ArithmeticError):
 
 
 def validate(
-    classifier: nn.Module, validation: Batches, batch_size: int, device: torch.device, attack: Perturb | None
+    classifier: nn.Module,
+    validation: Batches,
+    batch_size: int,
+    device: torch.device,
+    attack: Perturb | None,
+    precision: Precision = "float32",
 ) -> tuple[int, int | None]:
     """Count right answers on the validation split, clean and (with an attack) attacked.
+
+    ``precision`` is that of the attack's passes; answers are always judged in float32.
 
     Raises
     ------
@@ -51,7 +58,9 @@ def validate(
             right += int(clean.sum())
             if attack is not None and clean.any():
                 seeds = rows.to(device)[clean]  # an image's own, whoever is right
-                attacked = attack(classifier, images[clean], labels[clean], seeds=seeds)
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    fast = without_batch_norm(classifier, images)
+                    attacked = attack(fast, images[clean], labels[clean], seeds=seeds)
                 with torch.no_grad():
                     logits = classifier(attacked)
                 robust += int(is_right(logits, labels[clean]).sum())

@@ -35,6 +35,7 @@ from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
 from robustcv.models import load as load_classifier
+from robustcv.models.class_map import answering
 from robustcv.reduced import FAR, STEEP, reduced
 from robustcv.runtime import Progress
 from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images, require_colours
@@ -48,6 +49,7 @@ from robustcv.verbs.prepare import (
     Clock,
     Result,
     black_box_explainers,
+    class_map_of,
     describe_model,
     device_of,
     gives_gradients,
@@ -96,6 +98,7 @@ def audit(
     require_baseline(bars, baseline, options["norm"])
     if not str(model).startswith("onnx:"):
         _plans(options, method_options, black_box=False)  # a mistake in the options is told before anything is loaded
+    class_map = class_map_of(options)
     loaded = load_classifier(model, options["weights"], say=progress.say)
     black_box = is_black_box(loaded.classifier)
     plan, escalation = _plans(options, method_options, black_box=black_box)
@@ -108,7 +111,9 @@ def audit(
         loaded=loaded,
         device=device,
         progress=progress,
+        class_map=class_map,
     )
+    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
     if not black_box and not gives_gradients(loaded.classifier, chosen, device):
         black_box = True  # the checks raise it; what can be measured without gradients is
         plan, escalation = _plans(options, method_options, black_box=True)
@@ -137,7 +142,7 @@ def audit(
     require_colours(chosen.shape[0], options["also"])
     patch_images = patch_training_images(images, options, loaded, device, progress)
     described = describe_model(loaded)
-    state.require_same("inputs", runs.fingerprint(described.sha256, data.sha256))
+    state.require_same("inputs", runs.fingerprint(described.sha256, described.class_map, data.sha256))
     run = {"seed": options["seed"], "batch_size": options["batch_size"], "device": device}
     was_training = loaded.classifier.training
     with judged(loaded.classifier) as plain:

@@ -15,9 +15,11 @@ from robustcv.data import cache
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.models import load as load_classifier
+from robustcv.models.class_map import answering
 from robustcv.records import Check
 from robustcv.runtime import Progress
 from robustcv.verbs.prepare import (
+    class_map_of,
     device_of,
     gives_gradients,
     is_black_box,
@@ -40,6 +42,7 @@ def doctor(
         why = "give --model and --data to check them too"
         return (*machine, Check(check="model and data", status="not run", figure=why))
     eps, _ = parse_sweep(options["eps"], options["norm"], sweep=False)
+    class_map = class_map_of(options)
     loaded = load_classifier(model, options["weights"], say=progress.say)
     device = device_of(loaded, options["device"])
     chosen, _ = take_images(
@@ -50,7 +53,9 @@ def doctor(
         device=device,
         progress=progress,
         at_most=True,
+        class_map=class_map,
     )
+    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
     was_training = loaded.classifier.training
     with judged(loaded.classifier) as classifier:
         predictions = predict(classifier, chosen, batch_size=options["batch_size"], device=device)

@@ -19,6 +19,7 @@ from robustcv.evaluation.neighbours import features_of, nearest
 from robustcv.explainers import EXPLAINERS
 from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
+from robustcv.models.class_map import answering
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
 from robustcv.verbs.explained import Explained, none_of
@@ -27,6 +28,7 @@ from robustcv.verbs.prepare import (
     Clock,
     Result,
     black_box_explainers,
+    class_map_of,
     describe_model,
     device_of,
     is_black_box,
@@ -52,6 +54,7 @@ def explain(
     measures = measures_of(options["measures"])
     _, radii = parse_sweep(options["eps"], options["norm"], sweep=False) if options["eps"] else ([], ())
     method_options = parse_options(options["set"], dict(EXPLAINERS))
+    class_map = class_map_of(options)
     loaded = load_classifier(classifier, options["weights"], say=progress.say)
     if is_black_box(loaded.classifier):
         methods = black_box_explainers(methods, EXPLAINERS_SHOWN)
@@ -59,7 +62,8 @@ def explain(
             raise UserError("RCV-E094", "--eps attacks by gradients", "this model gives none", "leave --eps out")
     refuse_unused(method_options, methods, f"the methods are {', '.join(methods)}", add="add {} to --methods")
     device = device_of(loaded, options["device"])
-    chosen, data, labelled = _images(images, options, loaded, device, progress)
+    chosen, data, labelled = _images(images, options, loaded, class_map, device, progress)
+    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
     described = describe_model(loaded)
     if options["budget"]:
         method_options = {
@@ -121,7 +125,12 @@ def explain(
 
 
 def _images(
-    images: Any, options: Mapping[str, Any], loaded: Loaded, device: torch.device, progress: Progress
+    images: Any,
+    options: Mapping[str, Any],
+    loaded: Loaded,
+    class_map: Mapping[str, str] | None,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[ImageSet, records.Data, bool]:
     """Take single files, a tensor or a data set; tells whether the true classes are known."""
     labels = options["labels"]
@@ -150,6 +159,7 @@ def _images(
         loaded=loaded,
         device=device,
         progress=progress,
+        class_map=class_map,
     )
     return chosen, data, labelled
 

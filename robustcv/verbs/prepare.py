@@ -30,6 +30,7 @@ from robustcv.errors import UserError, first_line, unknown_name
 from robustcv.evaluation.preflight import Overlap
 from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
+from robustcv.models.class_map import read_class_map, rows_of
 from robustcv.records import Record
 from robustcv.runtime import Progress
 
@@ -301,8 +302,11 @@ def take_images(
     progress: Progress,
     skip_bad: bool = False,
     at_most: bool = False,
+    class_map: Mapping[str, str] | None = None,
 ) -> tuple[ImageSet, records.Data]:
     """Load images by spec or take them from Python, choose the subset, match the classes, and describe all of it.
+
+    With a ``class_map`` the classes are held against that: the model is the whole one still.
 
     Raises
     ------
@@ -314,7 +318,8 @@ def take_images(
             images, split=split, data_dir=data_dir, resize=resize, skip_bad=skip_bad, progress=progress
         )
     else:
-        whole = resized(as_images(images, labels, loaded.class_names, split=split), resize)
+        names = loaded.class_names if class_map is None else tuple(class_map)
+        whole = resized(as_images(images, labels, names, split=split), resize)
     total = len(whole)
     n = min(n, total) if at_most and n is not None else n
     if n is None and isinstance(whole, ImageStream):
@@ -326,11 +331,19 @@ def take_images(
         )
     chosen = (whole if n is None else whole.take(stratified(whole.labels, n, seed))).in_memory()
     classes = number_of_classes(loaded.classifier, chosen, device)
+    selection = "all" if n is None or n == total else f"stratified by class, seed {seed}"
+    if class_map is not None:
+        rows_of(class_map, chosen.class_names, loaded.class_names or loaded.answers, classes)
+        return chosen, describe_data(chosen, total, selection)
     if not isinstance(images, str) and classes > len(chosen.class_names) and chosen.class_names[0] == "0":
         chosen = replace(chosen, class_names=tuple(str(k) for k in range(classes)))  # a sample need not hold them all
     require_same_number(classes, len(chosen.class_names))
-    selection = "all" if n is None or n == total else f"stratified by class, seed {seed}"
     return chosen, describe_data(chosen, total, selection)
+
+
+def class_map_of(options: Mapping[str, Any]) -> dict[str, str] | None:
+    """Read the class map where one was given."""
+    return None if options["class_map"] is None else read_class_map(options["class_map"])
 
 
 AT_HAND = ("digits", "shapes", "cifar10", "cifar100", "mnist", "fashion-mnist")  # sets that come with both splits
@@ -457,7 +470,7 @@ def require_same_number(model: int, data: int) -> None:
             "RCV-E070",
             f"the model gives {model} classes but the data has {data} classes",
             "the labels cannot be compared, so no accuracy can be computed",
-            "use the model with the data it was trained on, in the same class order",
+            "use the model with the data it was trained on; audit, explain and doctor take --class-map FILE",
         )
 
 
@@ -497,7 +510,7 @@ def number_of_classes(classifier: nn.Module, images: Images, device: torch.devic
 
 def describe_model(loaded: Loaded) -> records.Model:
     """Make the record of a classifier."""
-    module = loaded.classifier
+    module = loaded.whole or loaded.classifier
     size = getattr(module, "size", None)
     training = loaded.description.get("training")
     return records.Model(
@@ -507,4 +520,5 @@ def describe_model(loaded: Loaded) -> records.Model:
         sha256=checkpoint.sha256_of(module),
         input_size=size,
         training=None if training is None else records.Training.model_validate(training),
+        class_map=loaded.class_map,
     )

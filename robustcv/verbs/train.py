@@ -19,6 +19,7 @@ from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
 from robustcv.evaluation.accuracy import calibration, predict, proportion
 from robustcv.models import Loaded, build, checkpoint, onnx_file
+from robustcv.models.class_map import rows_of
 from robustcv.models.published import Source
 from robustcv.models.sources import head_of
 from robustcv.models.transfer import begin_with, source_weights
@@ -30,6 +31,7 @@ from robustcv.training.recipe import Precision
 from robustcv.verbs.prepare import (
     Clock,
     Result,
+    class_map_of,
     describe_data,
     describe_model,
     identity,
@@ -73,8 +75,10 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress, so
     finally:
         torch.set_rng_state(torch_seed)
     if source is not None:
-        names = source.class_names
-        copied = begin_with(classifier, source.weights, init, classes_there=names, classes_here=images.class_names)
+        there, here = source.class_names, images.class_names
+        if (class_map := class_map_of(options)) is not None:
+            there, here = _numbered(class_map, there, here)
+        copied = begin_with(classifier, source.weights, init, classes_there=there, classes_here=here)
         progress.say(f"begun with {init}; {copied} of {classes} classes of the head taken over")
     described = checkpoint.describe(
         architecture=architecture,
@@ -85,6 +89,16 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress, so
     )
     name = architecture if init is None else f"{architecture}, begun with {init}"
     return Loaded(classifier, name, architecture, described, images.class_names)
+
+
+def _numbered(
+    class_map: Mapping[str, str], there: Sequence[str], here: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Call the classes of the old head by their numbers, and those of the new one that the map names by the same."""
+    mapped = [name for name in here if name in class_map]
+    numbers = dict(zip(mapped, rows_of(class_map, mapped, there), strict=True))
+    every = range(max([len(there), *(number + 1 for number in numbers.values())]))
+    return tuple(map(str, every)), tuple(str(numbers.get(name, f"new: {name}")) for name in here)
 
 
 def run_training(

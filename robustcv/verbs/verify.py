@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from robustcv.errors import UserError, first_line
 from robustcv.evaluation.block import TOLERANCE
 from robustcv.models import checkpoint
 from robustcv.models import load as load_classifier
+from robustcv.models.class_map import answering
 from robustcv.runtime import Progress
 from robustcv.verbs.failures import Failure, failures_of, replays
 from robustcv.verbs.gates import conclude, judged_again
@@ -51,10 +53,13 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
             "where you trust it: --model py:FILE:FUNCTION",
         )
     given = weights or (record.options.get("weights") if model is None else None)
-    classifier = load_classifier(spec, given, say=progress.say).classifier
-    classifier = copy.deepcopy(classifier).cpu()  # one from Python stays where it is
+    loaded = load_classifier(spec, given, say=progress.say)
+    loaded = replace(loaded, classifier=copy.deepcopy(loaded.classifier).cpu())  # one from Python stays where it is
     files = runs.load_files(folder)
-    found = [_hashes(folder), _weights(record, classifier)]
+    found = [_hashes(folder), _weights(record, loaded.classifier)]
+    if record.model is not None and record.model.class_map and record.data is not None:
+        loaded = answering(loaded, record.model.class_map, record.data.class_names)
+    classifier = loaded.classifier
     try:
         lines = failures_of(files)
     except (KeyError, ValueError) as error:
