@@ -62,7 +62,7 @@ def train(name: str, folder: Path) -> None:
     augmented = (augment.crop, augment.flip) if data == CIFAR else (augment.crop,)
     fitted = fit(model, images.take(rows), images.take(held_out), objective=objective,
                  attack_at=None if perturb is None else lambda _: perturb, validate_with=perturb,
-                 recipe=Recipe(epochs=epochs, augment=augmented))  # fmt: skip
+                 recipe=Recipe(epochs=epochs, augment=augmented, precision="bf16"))  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
     described = {"architecture": architecture, "data": data, "eps": eps, "attack": attack, "epochs": epochs,

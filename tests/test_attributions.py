@@ -15,11 +15,11 @@ from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.coalitions import draw
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
-from robustcv.explainers.odd_process import exact, shapley_values
+from robustcv.explainers.odd_process import _prior, exact, shapley_values
 from robustcv.explainers.partition_shap import halving_tree, nearest_tree
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import LEVELS, references
-from robustcv.explainers.regions import counts, regions_of
+from robustcv.explainers.regions import counts, grid, neighbours, regions_of
 
 
 @pytest.fixture
@@ -411,6 +411,63 @@ def test_intervals_cover_the_truth_as_often_as_they_say(k: int) -> None:
             estimate, margin = shapley_values(drawn.masks, game(drawn.masks))
             covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
     assert 0.90 <= np.mean(covered) <= 0.99
+
+
+def test_groups_of_neighbours_are_blocks_of_a_grid_and_ignore_what_does_not_touch() -> None:
+    assert neighbours(grid(6, 9, 2, 3)) == [[0, 1, 2, 3, 4, 5], [0, 1, 3, 4], [1, 2, 4, 5]]
+    strip = torch.tensor([[0, 0, 1, 2, 2, 3]])
+    assert neighbours(strip) == [[0, 1], [1, 2], [2, 3]]
+    corner = torch.tensor([[0, 1], [2, 0]])  # 1 and 2 touch by a corner alone
+    assert neighbours(corner) == [[0, 1, 2]]
+    assert neighbours(torch.zeros(4, 4, dtype=torch.int64)) == []
+
+
+def test_the_prior_is_the_sum_of_independent_interactions() -> None:
+    """Covariances in closed form against sums over all odd sets of players."""
+    groups, rho, k = neighbours(grid(2, 3, 2, 3)), 0.6, 6
+    z = np.where(draw(k, 40, 3).masks[1::2], 1, -1)
+    prior = _prior(z, groups, rho)
+    between, reach, own = np.zeros((len(z), len(z))), np.zeros((len(z), k)), np.zeros(k)
+    for size in (1, 3, 5):
+        for together in itertools.combinations(range(k), size):
+            variance = sum(rho**size for group in groups if set(together) <= set(group))
+            product = z[:, list(together)].prod(1)
+            between += variance * np.outer(product, product)
+            for i in together:
+                reach[:, i] += variance * 2 / size * product
+                own[i] += variance * 4 / size**2
+    assert np.allclose(prior.between, between) and np.allclose(prior.reach, reach) and np.allclose(prior.own, own)
+    linear = sum(rho * len(group) for group in groups)
+    assert prior.crooked == pytest.approx(between[0, 0] - linear)
+    assert prior.scaled(0.3).between == pytest.approx(between * 0.3 / prior.crooked)
+
+
+def test_knowing_what_touches_helps_where_neighbours_act_together_and_keeps_intervals_honest() -> None:
+    groups, generator = neighbours(grid(3, 4, 3, 4)), np.random.default_rng(0)
+    errors, covered = [], []
+    for _ in range(12):
+        sets = [generator.choice(group, 3, replace=False) for group in groups for _ in range(2)]
+        weights = generator.normal(size=len(sets))
+
+        def game(masks, sets=sets, weights=weights):
+            return sum(w * masks[:, own].all(1) for w, own in zip(weights, sets, strict=True))
+
+        wanted = exact(*enumerate_values(game, 12))
+        for seed in range(4):
+            drawn = draw(12, 100, seed)
+            pair = [shapley_values(drawn.masks, game(drawn.masks), known) for known in ((), groups)]
+            errors.append([np.linalg.norm(estimate - wanted) for estimate, _ in pair])
+            covered.append(np.mean(np.abs(pair[1][0] - wanted) <= pair[1][1]))
+    alone, near = np.median(errors, axis=0)
+    assert near < 0.85 * alone and 0.9 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("k", [4, 12])
+def test_knowing_what_touches_leaves_exact_estimates_exact(k: int) -> None:
+    game, wanted = order_two_game(k)
+    drawn = draw(k, 6 * k, 4)
+    estimate, _ = shapley_values(drawn.masks, game(drawn.masks), neighbours(grid(2, k // 2, 2, k // 2)))
+    assert np.allclose(estimate, wanted, atol=1e-7)
 
 
 def test_four_times_the_samples_at_least_halve_the_error() -> None:

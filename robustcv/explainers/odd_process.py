@@ -1,6 +1,8 @@
 """Shapley values by a Gaussian process over odd functions: an estimate, and how far off it may be."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -9,9 +11,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # rho: how much interactions weigh, by their order
+NEAR = (0.3, 0.6, 0.9)  # the same among neighbours
+SHARES = (0.25, 0.5, 0.75, 0.9)  # of what is not linear, that neighbours make among themselves
+MOST = 4_000_000  # entries of tables of neighbours; more would take longer than the passes they save
 
 
-def shapley_values(masks: NDArray[np.bool_], values: Array) -> tuple[Array, Array]:
+def shapley_values(
+    masks: NDArray[np.bool_], values: Array, neighbours: Sequence[Sequence[int]] = ()
+) -> tuple[Array, Array]:
     """Estimate a game's Shapley values from paired coalitions, and the half-widths of their 95 % intervals.
 
     Shapley values depend on the odd part of a game alone, o(S) = (v(S) - v(not S)) / 2. In the Fourier basis of
@@ -22,12 +29,17 @@ def shapley_values(masks: NDArray[np.bool_], values: Array) -> tuple[Array, Arra
     linear; the sum is v(all) - v(none), because that pair is in the data. Kin: Leverage SHAP (Musco and Witter 2025),
     ShaplEIG and OddSHAP (shapiq).
 
+    Regions that touch act upon each other more than those that do not. Where the neighbours are known, the prior is a
+    mixture: that process, and one of the same form for each group of them. The mixture is the likeliest of a grid, too.
+
     Parameters
     ----------
     masks
         ``m k``, paired as `coalitions.draw` gives them: rows 2j and 2j + 1 are complements, 0 hides and 1 shows all.
     values
         ``m``: the game on each.
+    neighbours
+        Groups of players that may act together; see `regions.neighbours`. None are known where there are none.
 
     Returns
     -------
@@ -41,11 +53,8 @@ def shapley_values(masks: NDArray[np.bool_], values: Array) -> tuple[Array, Arra
     if len(odd) == 2 ** (k - 1):
         return exact(masks, values), np.zeros(k)
     z = np.where(masks[1::2], 1, -1)
-    agreeing = (z @ z.T + k) // 2
-    positive = (z > 0).sum(1, keepdims=True) - (z > 0)  # pluses among the others
     free = bool(len(odd) >= 2 * k and np.linalg.matrix_rank(z) == k)  # too few pairs to leave the main effects free
-    fits = [_fit(agreeing, positive, z, odd, rho, free=free) for rho in STRENGTHS]
-    _, estimate, deviation = max((fit for fit in fits if fit is not None), key=lambda fit: fit[0])
+    _, estimate, deviation = _likeliest(z, odd, neighbours, free=free)
     from scipy.special import stdtrit
 
     return estimate, deviation * float(stdtrit(len(odd) - (k if free else 0), 0.975))
@@ -62,28 +71,85 @@ def exact(masks: NDArray[np.bool_], values: Array) -> Array:
     return total
 
 
-def _fit(
-    agreeing: NDArray[np.int64],
-    positive: NDArray[np.int64],
-    z: NDArray[np.int64],
-    odd: Array,
-    rho: float,
-    *,
-    free: bool,
-) -> tuple[float, Array, Array] | None:
-    """Give log likelihood, mean and standard deviation for one rho; None where the kernel is too close to singular."""
+@dataclass(frozen=True)
+class _Prior:
+    """Covariances of o at the pairs (n n), of it and phi (n k), variances of phi (k); o's but for the linear part."""
+
+    between: Array
+    reach: Array
+    own: Array
+    crooked: float
+
+    def __add__(self, other: "_Prior") -> "_Prior":
+        return _Prior(
+            self.between + other.between, self.reach + other.reach, self.own + other.own, self.crooked + other.crooked
+        )
+
+    def scaled(self, share: float) -> "_Prior":
+        """Give it the variance ``share`` but for the linear part."""
+        by = share / self.crooked
+        return _Prior(by * self.between, by * self.reach, by * self.own, share)
+
+
+Fit = tuple[float, Array, Array]
+
+
+def _likeliest(z: NDArray[np.int64], odd: Array, neighbours: Sequence[Sequence[int]], *, free: bool) -> Fit:
+    """Fit every prior of the grid; with neighbours, first rho at a middling share of theirs, then their own.
+
+    Where more than half of all pairs are known, neighbours are left out: what little they save there makes intervals
+    too short.
+    """
+    k = z.shape[1]
+    groups = [list(group) for group in neighbours if len(group) > 2]  # two have no odd part but the linear
+    alone = [_prior(z, [range(k)], rho) for rho in STRENGTHS]
+    fits = [(_fit(prior, z, odd, free=free), place) for place, prior in enumerate(alone)]
+    if groups and len(z) <= 2 ** (k - 2) and len(groups) * len(z) ** 2 <= MOST:
+        near = [_prior(z, groups, rho).scaled(1.0) for rho in NEAR]
+        middling = [_fit(prior.scaled(1 - SHARES[2]) + near[1].scaled(SHARES[2]), z, odd, free=free) for prior in alone]
+        fits += [(fit, place) for place, fit in enumerate(middling)]
+        best = _best(fits)[1]
+        fits += [
+            (_fit(alone[best].scaled(1 - share) + prior.scaled(share), z, odd, free=free), best)
+            for prior in near
+            for share in SHARES
+        ]
+    return _best(fits)[0]
+
+
+def _best(fits: Sequence[tuple[Fit | None, int]]) -> tuple[Fit, int]:
+    return max(((fit, place) for fit, place in fits if fit is not None), key=lambda each: each[0][0])
+
+
+def _prior(z: NDArray[np.int64], groups: Sequence[Sequence[int]], rho: float) -> _Prior:
+    """Sum the processes of some groups of players."""
+    n, k = z.shape
+    between, reach, own, crooked = np.zeros((n, n)), np.zeros((n, k)), np.zeros(k), 0.0
+    for group in groups:
+        members, size = list(group), len(group)
+        by_agreement, by_positive, variance = _tables(size, rho)
+        part = z[:, members]
+        between += by_agreement[(part @ part.T + size) // 2]
+        positive = (part > 0).sum(1, keepdims=True) - (part > 0)  # pluses among the others
+        reach[:, members] += part * by_positive[positive]
+        own[members] += variance
+        crooked += by_agreement[size] - rho * size
+    return _Prior(between, reach, own, crooked)
+
+
+def _fit(prior: _Prior, z: NDArray[np.int64], odd: Array, *, free: bool) -> Fit | None:
+    """Give log likelihood, mean and standard deviation; None where the kernel is too close to singular."""
     import scipy.linalg
 
     n, k = z.shape
-    by_agreement, by_positive, own = _tables(k, rho)
     try:
-        root = np.linalg.cholesky(by_agreement[agreeing] + 1e-10 * by_agreement[k] * np.eye(n))
+        root = np.linalg.cholesky(prior.between + 1e-10 * prior.between[0, 0] * np.eye(n))
     except np.linalg.LinAlgError:
         return None
-    reach = z * by_positive[positive]
-    white = scipy.linalg.solve_triangular(root, np.column_stack([odd, reach, z]), lower=True, check_finite=False)
+    columns = np.column_stack([odd, prior.reach, z])
+    white = scipy.linalg.solve_triangular(root, columns, lower=True, check_finite=False)
     y, r, x = white[:, 0], white[:, 1 : k + 1], white[:, k + 1 :]
-    likelihood, variance, dof = -float(np.log(root.diagonal()).sum()), own - (r * r).sum(0), n
+    likelihood, variance, dof = -float(np.log(root.diagonal()).sum()), prior.own - (r * r).sum(0), n
     estimate = r.T @ y
     if free:
         q, upper = np.linalg.qr(x)

@@ -94,3 +94,29 @@ def painted(values: Float[Tensor, " m"], regions: Int64[Tensor, "h w"]) -> Float
     """Spread each region's value evenly over its pixels, so that the map's sum is the sum of the values."""
     sizes = torch.bincount(regions.flatten(), minlength=len(values)).to(values)
     return (values / sizes)[regions][None]
+
+
+def neighbours(regions: Int64[Tensor, "h w"]) -> list[list[int]]:
+    """Group regions that may act together: for each two that touch, those that touch both, and the two.
+
+    Regions touch where two of their pixels do, by a side or a corner. On a grid the groups are its blocks of 2x3, 3x2
+    and 2x2 rectangles.
+
+    Parameters
+    ----------
+    regions
+        Numbers from 0, without gaps.
+    """
+    steps = [
+        (regions[:, 1:], regions[:, :-1]),
+        (regions[1:], regions[:-1]),
+        (regions[1:, 1:], regions[:-1, :-1]),
+        (regions[1:, :-1], regions[:-1, 1:]),
+    ]
+    pairs = torch.cat([torch.stack([a.flatten(), b.flatten()], 1) for a, b in steps]).sort(1).values.unique(dim=0)
+    touching = [{k} for k in range(int(regions.max()) + 1)]
+    for a, b in pairs.tolist():
+        touching[a].add(b)
+        touching[b].add(a)
+    groups = {tuple(sorted(touching[a] & touching[b])) for a, b in pairs.tolist() if a != b}
+    return [list(group) for group in sorted(groups)]
