@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -79,14 +80,36 @@ def uniform(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0)
         A different stream gives independent numbers for the same seed.
     """
     size = math.prod(shape)
-    steps = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device) * _GOLDEN
     start = _splitmix(seeds + _wrap((stream + 1) * _GOLDEN))
-    drawn = torch.empty(len(seeds), size, dtype=torch.float32, device=seeds.device)
-    rows = max(1, IN_CACHE // max(1, size)) if seeds.device.type == "cpu" else max(1, len(seeds))
-    for some in range(0, len(seeds), rows):
-        bits = _splitmix(start[some : some + rows, None] + steps)
-        drawn[some : some + rows] = _shift(bits, 40)
+    hashed = _hashed_on_processor if seeds.device.type == "cpu" else _hashed
+    drawn = hashed(start, size)
     return drawn.div_(1 << 24).reshape(len(seeds), *shape)
+
+
+def _hashed(start: Int64[Tensor, " n"], size: int) -> Float[Tensor, "n size"]:
+    """Give whole numbers below 2^24: the hash of each place from 1 on."""
+    steps = torch.arange(1, size + 1, dtype=torch.int64, device=start.device) * _GOLDEN
+    return _shift(_splitmix(start[:, None] + steps), 40).to(torch.float32)
+
+
+def _hashed_on_processor(start: Int64[Tensor, " n"], size: int) -> Float[Tensor, "n size"]:
+    """Give the same; numpy shifts without sign and in place, which takes half the time."""
+    first = start.numpy().view(np.uint64)
+    drawn = torch.empty(len(start), size, dtype=torch.float32)
+    steps = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_GOLDEN % 2**64)
+    rows = max(1, IN_CACHE // max(1, size))
+    bits, shifted = np.empty((2, min(rows, len(start)), size), np.uint64)
+    for at in range(0, len(start), rows):
+        some = first[at : at + rows, None]
+        value, other = bits[: len(some)], shifted[: len(some)]
+        np.add(some, steps, out=value)
+        for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+            np.right_shift(value, np.uint64(shift), out=other)
+            np.bitwise_xor(value, other, out=value)
+            np.multiply(value, np.uint64(factor % 2**64), out=value)  # integer overflow wraps, as it must
+        np.right_shift(value, np.uint64(40), out=value)
+        drawn.numpy()[at : at + rows] = value.view(np.int64)
+    return drawn
 
 
 def normal(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0) -> Float[Tensor, "n ..."]:

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -114,7 +115,9 @@ class Refolded:
         self.network = fuse(network).eval().requires_grad_(False)  # of a copy
         self.pairs = _pairs(network, self.network)
         self.network.to(memory_format=torch.channels_last)
-        self.form = self.network if network is classifier else _around(classifier, self.network)
+        self.form: nn.Module = self.network
+        if isinstance(classifier, Classifier) and network is not classifier:
+            self.form = _around(classifier, self.network)
         self.device = next(network.parameters()).device
         self.filled = 0
 
@@ -125,10 +128,9 @@ class Refolded:
         given = dict(network.state_dict())
         for layer, norm in self.pairs:
             weight, bias = f"{layer}.weight", f"{layer}.bias"
-            mean, variance, scale, shift = (
-                given.get(f"{norm}.{name}") for name in ("running_mean", "running_var", "weight", "bias")
-            )
-            eps = network.get_submodule(norm).eps
+            mean, variance = given[f"{norm}.running_mean"], given[f"{norm}.running_var"]
+            scale, shift = given.get(f"{norm}.weight"), given.get(f"{norm}.bias")
+            eps = float(cast(Any, network.get_submodule(norm)).eps)
             given[weight], given[bias] = fuse_conv_bn_weights(
                 given[weight], given.get(bias), mean, variance, eps, scale, shift
             )

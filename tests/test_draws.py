@@ -27,6 +27,12 @@ def test_uniform_equals_python_integers() -> None:
         assert row.flatten().tolist() == wanted
 
 
+def test_every_device_hashes_alike() -> None:
+    for n, size in ((0, 4), (1, 1), (5, 1000), (3, draws.IN_CACHE + 7), (2, 0)):
+        start = torch.randint(-(1 << 62), 1 << 62, (n,), generator=torch.Generator().manual_seed(n))
+        assert torch.equal(draws._hashed_on_processor(start, size), draws._hashed(start, size))
+
+
 def test_a_draw_depends_on_its_seed_alone() -> None:
     seeds = torch.arange(50)
     whole = draws.uniform(seeds, (7,), 1)

@@ -27,7 +27,7 @@ from robustcv.runtime import Advance, Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
 from robustcv.training.layers import layers_of
-from robustcv.training.recipe import Precision
+from robustcv.training.objectives import Precision
 from robustcv.verbs.prepare import (
     Clock,
     Result,
