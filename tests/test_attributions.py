@@ -15,7 +15,7 @@ from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.coalitions import draw
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
-from robustcv.explainers.odd_process import _prior, exact, shapley_values
+from robustcv.explainers.odd_process import _priors, exact, shapley_values
 from robustcv.explainers.partition_shap import halving_tree, nearest_tree
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import LEVELS, references
@@ -426,7 +426,7 @@ def test_the_prior_is_the_sum_of_independent_interactions() -> None:
     """Covariances in closed form against sums over all odd sets of players."""
     groups, rho, k = neighbours(grid(2, 3, 2, 3)), 0.6, 6
     z = np.where(draw(k, 40, 3).masks[1::2], 1, -1)
-    prior = _prior(z, groups, rho)
+    (prior,) = _priors(z, groups, [rho])
     between, reach, own = np.zeros((len(z), len(z))), np.zeros((len(z), k)), np.zeros(k)
     for size in (1, 3, 5):
         for together in itertools.combinations(range(k), size):

@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)  # rho: how much interactions weigh, by their order
 NEAR = (0.3, 0.6, 0.9)  # the same among neighbours
-SHARES = (0.25, 0.5, 0.75, 0.9)  # of what is not linear, that neighbours make among themselves
+SHARES = (0.25, 0.5, 0.75, 0.9, 0.97)  # of what is not linear, that neighbours make among themselves
 MOST = 4_000_000  # entries of tables of neighbours; more would take longer than the passes they save
 
 
@@ -92,49 +92,56 @@ class _Prior:
 
 
 Fit = tuple[float, Array, Array]
+Place = tuple[int, int, float]  # of a prior in the grid: number of rho, of the neighbours' rho, and their share
 
 
 def _likeliest(z: NDArray[np.int64], odd: Array, neighbours: Sequence[Sequence[int]], *, free: bool) -> Fit:
-    """Fit every prior of the grid; with neighbours, first rho at a middling share of theirs, then their own.
+    """Fit a grid of priors; with neighbours along its lines: rho at a middling share of theirs, their own, rho again.
 
     Where more than half of all pairs are known, neighbours are left out: what little they save there makes intervals
     too short.
     """
     k = z.shape[1]
     groups = [list(group) for group in neighbours if len(group) > 2]  # two have no odd part but the linear
-    alone = [_prior(z, [range(k)], rho) for rho in STRENGTHS]
-    fits = [(_fit(prior, z, odd, free=free), place) for place, prior in enumerate(alone)]
+    alone = _priors(z, [range(k)], STRENGTHS)
+    fits = [(_fit(prior, z, odd, free=free), (place, 0, 0.0)) for place, prior in enumerate(alone)]
     if groups and len(z) <= 2 ** (k - 2) and len(groups) * len(z) ** 2 <= MOST:
-        near = [_prior(z, groups, rho).scaled(1.0) for rho in NEAR]
-        middling = [_fit(prior.scaled(1 - SHARES[2]) + near[1].scaled(SHARES[2]), z, odd, free=free) for prior in alone]
-        fits += [(fit, place) for place, fit in enumerate(middling)]
-        best = _best(fits)[1]
-        fits += [
-            (_fit(alone[best].scaled(1 - share) + prior.scaled(share), z, odd, free=free), best)
-            for prior in near
-            for share in SHARES
-        ]
+        near = _priors(z, groups, NEAR)
+
+        def mixed(place: int, which: int, share: float) -> tuple[Fit | None, Place]:
+            prior = alone[place].scaled(1 - share) + near[which].scaled(share)
+            return _fit(prior, z, odd, free=free), (place, which, share)
+
+        fits += [mixed(place, 1, SHARES[2]) for place in range(0, len(alone), 2)]
+        best = _best(fits)[1][0]
+        fits += [mixed(best, which, share) for which in range(len(near)) for share in SHARES]
+        _, (best, which, share) = _best(fits)
+        if share:
+            fits += [mixed(place, which, share) for place in range(len(alone)) if place != best]
     return _best(fits)[0]
 
 
-def _best(fits: Sequence[tuple[Fit | None, int]]) -> tuple[Fit, int]:
+def _best(fits: Sequence[tuple[Fit | None, Place]]) -> tuple[Fit, Place]:
     return max(((fit, place) for fit, place in fits if fit is not None), key=lambda each: each[0][0])
 
 
-def _prior(z: NDArray[np.int64], groups: Sequence[Sequence[int]], rho: float) -> _Prior:
-    """Sum the processes of some groups of players."""
+def _priors(z: NDArray[np.int64], groups: Sequence[Sequence[int]], rhos: Sequence[float]) -> list[_Prior]:
+    """Sum the processes of some groups of players, for each rho."""
     n, k = z.shape
-    between, reach, own, crooked = np.zeros((n, n)), np.zeros((n, k)), np.zeros(k), 0.0
+    sums = [(np.zeros((n, n)), np.zeros((n, k)), np.zeros(k)) for _ in rhos]
+    crooked = [0.0] * len(rhos)
     for group in groups:
         members, size = list(group), len(group)
-        by_agreement, by_positive, variance = _tables(size, rho)
         part = z[:, members]
-        between += by_agreement[(part @ part.T + size) // 2]
+        agreeing = (part @ part.T + size) // 2
         positive = (part > 0).sum(1, keepdims=True) - (part > 0)  # pluses among the others
-        reach[:, members] += part * by_positive[positive]
-        own[members] += variance
-        crooked += by_agreement[size] - rho * size
-    return _Prior(between, reach, own, crooked)
+        for place, (rho, (between, reach, own)) in enumerate(zip(rhos, sums, strict=True)):
+            by_agreement, by_positive, variance = _tables(size, rho)
+            between += by_agreement.take(agreeing)
+            reach[:, members] += part * by_positive[positive]
+            own[members] += variance
+            crooked[place] += by_agreement[size] - rho * size
+    return [_Prior(*parts, bent) for parts, bent in zip(sums, crooked, strict=True)]
 
 
 def _fit(prior: _Prior, z: NDArray[np.int64], odd: Array, *, free: bool) -> Fit | None:
