@@ -292,7 +292,7 @@ def train(
         Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
         gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
     eps_warmup
-        Share of training over which eps rises to its full size.
+        Share of training over which eps, and with it the number of steps, rises to its full size.
     awp
         Size of adversarial weight perturbations, such as 0.005; 0 for none.
     set
@@ -426,7 +426,7 @@ def harden(
         Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
         gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
     eps_warmup
-        Share of training over which eps rises to its full size.
+        Share of training over which eps, and with it the number of steps, rises to its full size.
     awp
         Size of adversarial weight perturbations, such as 0.005; 0 for none.
     set

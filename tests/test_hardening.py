@@ -74,6 +74,15 @@ def test_a_list_of_threats_gives_each_image_one_of_them() -> None:
     assert sum(counts) == 3000 and min(counts) > 900
 
 
+def test_while_eps_rises_so_do_the_steps_and_each_is_as_long_as_at_the_end() -> None:
+    made = threats(eps="0.1", steps=5)
+    for strength, steps in ((0.01, 1), (0.3, 2), (0.6, 3), (0.61, 4), (1.0, 5)):
+        options = made.attack_at(strength).keywords
+        assert options["eps"] == pytest.approx(0.1 * strength) and options["steps"] == steps
+        assert options["eps"] / options["steps"] <= 0.1 / 5 + 1e-12
+    assert made.validate_with.keywords["steps"] == 5 and made.validate_with.keywords["eps"] == 0.1
+
+
 def test_a_single_step_objective_is_validated_by_many_steps_and_guarded() -> None:
     made = threats(objective="fast", steps=3)
     assert made.described == "PGD-10" and made.validate_with.keywords["steps"] == 10

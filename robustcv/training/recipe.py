@@ -50,7 +50,7 @@ class Recipe:
     label_smoothing
         Share of the probability that is spread over all classes.
     eps_warmup
-        Share of training over which the attack's eps rises to its full size.
+        Share of training over which the attack rises to its full size; see `fit`'s ``attack_at``.
     awp
         Size of adversarial weight perturbations (0: none); see `weight_attack`.
     average, decay

@@ -1,6 +1,7 @@
 """What a classifier is trained against: options to attacks with their options bound."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -134,7 +135,10 @@ def _describe(threats: Sequence[Threat], by: str) -> str:
 
 
 def _scaled(threats: Sequence[Threat], steps: int) -> AttackAt:
-    return lambda strength: mixed([_bind(Threat(each.kind, each.size * strength), steps) for each in threats])
+    """Attack with a share of eps by the same share of the steps, each as long as ever: a small ball takes fewer."""
+    return lambda strength: mixed(
+        [_bind(Threat(each.kind, each.size * strength), math.ceil(steps * strength)) for each in threats]
+    )
 
 
 def _one_step(objective: str, threat: Threat, strength: float) -> Perturb:
