@@ -62,6 +62,8 @@ def test_what_a_black_box_cannot_do_is_refused(exported: Path, tmp_path: Path) -
     for options, message in (
         ({"attacks": ["pgd"]}, "pgd needs gradients"),
         ({"also": ["patch"]}, "patch needs gradients"),
+        ({"compile": True}, "--compile needs gradients"),
+        ({"precision": "bf16"}, "--precision bf16 needs gradients"),
         ({"set": ["apgd.steps=5"]}, "apgd does not run here"),
     ):
         with pytest.raises(UserError, match=message):
