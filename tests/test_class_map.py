@@ -68,6 +68,8 @@ def test_an_audit_under_a_class_map_counts_what_the_chosen_logits_say_and_can_be
     described = runs.load(tmp_path / "run").model
     assert described.class_map == {"three": "3", "one": "1", "seven": "7"}
     assert described.sha256 == checkpoint.sha256_of(load_classifier(str(trained)).classifier)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "asked about 3 of its classes alone" in page and "three: 3, one: 1, seven: 7" in page
     copied.unlink()  # what the run was made with is in the run
     assert all(check.status != "raised" for check in rc.verify(tmp_path / "run", quiet=True))
     with pytest.raises(UserError, match="10 classes but the data has 3"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from robustcv.records import GRADIENT_FREE, AttackResult, Check, Gate, Metric, PairedMetric, Record, find_metric
+from robustcv.records import GRADIENT_FREE, AttackResult, Check, Gate, Metric, Model, PairedMetric, Record, find_metric
 from robustcv.report import numbers
 
 GLYPHS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "◐", "NO GATE": "○", "INCOMPLETE": "◌"}
@@ -208,11 +208,16 @@ def made(record: Record) -> str:
 def identity(record: Record) -> str:
     """Say in hex digits which model was judged on which images."""
     models = [record.model] if record.comparison is None else [record.comparison.a.model, record.comparison.b.model]
-    parts = [f"model {model.sha256[:12]}" for model in models if model is not None]
+    parts = [f"model {model.sha256[:12]}{_asked(model)}" for model in models if model is not None]
     models_told = {row.model for row in record.overview}
     parts += [f"{len(models_told)} model{'s' if len(models_told) > 1 else ''}"] if models_told else []
     parts += [f"data {record.data.sha256[:12]}"] if record.data is not None else []
     return " · ".join(parts)
+
+
+def _asked(model: Model) -> str:
+    """Say that a model could have answered more than it was asked, which makes it look better."""
+    return f", asked about {len(model.class_map)} of its classes alone" if model.class_map else ""
 
 
 def strip(record: Record) -> tuple[tuple[str, str], ...]:

@@ -37,6 +37,9 @@ def reproduce(record: Record, files: Files) -> Section | None:
     if record.model:
         identity += [("model", f"{record.model.source}, {record.model.parameters:,} parameters")]
         identity += [("weights SHA-256", record.model.sha256)]
+        if asked := record.model.class_map:
+            told = ", ".join(f"{here}: {there}" for here, there in asked.items())
+            identity += [("classes of the model asked about", told)]
     if record.comparison:
         for side in (record.comparison.a, record.comparison.b):
             identity += [(side.name, f"{side.run}, weights SHA-256 {side.model.sha256[:16]}")]
