@@ -9,8 +9,9 @@ against loops around foolbox's attack and against ART's AdversarialTrainer: the 
 steps and eps; alternating, medians, ratios; beside them ours in bfloat16, and the floor: the passes alone.
 
 `harden` trains one case twice: from scratch with an objective, until robust validation accuracy has not risen for
-three epochs, and from a clean model with the same objective, for at most 30 % of that time. Both are judged by the
-attack engine's `standard` effort on test images; the lines are kept under benchmarks/weights/, `table` prints them.
+three epochs, and from a clean model with the same objective, for at most 30 % of that time. The recipes (batches,
+rates, how eps rises) were chosen on validation images of another seed. Both are judged by the attack engine's
+`standard` effort on test images; the lines are kept under benchmarks/weights/, `table` prints them.
 """
 
 import argparse
@@ -63,11 +64,11 @@ def attacks_of(objective: str, eps: float, steps: int):
 
 
 def fitted(classifier, sets, data, *, objective, eps, steps, epochs, seed, rate, schedule, patience=None, minutes=None,
-           begun=False, **more):  # fmt: skip
+           begun=False, batch=BATCH, **more):  # fmt: skip
     """Train by one recipe; gives seconds in training and validation, and the epochs."""
     attack_at, many, guard = attacks_of(objective, eps, steps) if eps else (None, None, None)
     augmented = (augment.crop, augment.flip) if data == models.CIFAR else (augment.crop,)
-    recipe = Recipe(epochs=epochs, batch_size=BATCH, learning_rate=rate, schedule=schedule, augment=augmented,
+    recipe = Recipe(epochs=epochs, batch_size=batch, learning_rate=rate, schedule=schedule, augment=augmented,
                     patience=patience, minutes=minutes, seed=seed, **more)  # fmt: skip
     start = time.perf_counter()
     found = fit(classifier, *sets, objective=OBJECTIVES[objective], attack_at=attack_at, validate_with=many,
@@ -100,12 +101,12 @@ def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, te
         torch.manual_seed(seed)
         return build(architecture, classes=10, size=size, channels=channels).to(memory_format=torch.channels_last)
 
-    common = {"sets": sets, "data": data, "seed": seed}
+    common = {"sets": sets, "data": data, "seed": seed, "precision": "bf16"}
     print(case, "from scratch", flush=True)
     scratch = fresh()
     attacked = {"objective": objective, "eps": eps, "steps": steps}
     seconds, found = fitted(
-        scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=3, warmup=0.3
+        scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=3, eps_warmup=0.3
     )
     lines = {"scratch": {"seconds": seconds, "epochs": [vars(e) for e in found.epochs], **judged(scratch, images, eps)}}
     print(case, lines["scratch"]["robust_accuracy"], seconds, found.stopped, flush=True)
@@ -113,8 +114,8 @@ def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, te
     before, _ = fitted(clean, **common, objective="standard", eps=0, steps=0, epochs=8, rate=3e-3, schedule="one-cycle")
     lines["clean"] = {"seconds": before, **judged(clean, images, eps)}
     budget = 0.3 * seconds / 60
-    taken, tuned = fitted(clean, **common, **attacked, epochs=max(1, round(0.3 * len(found.epochs))), rate=3e-3,
-                          schedule="one-cycle", minutes=budget, begun=True)  # fmt: skip
+    taken, tuned = fitted(clean, **common, **attacked, epochs=epochs, rate=5e-3, schedule="one-cycle", batch=64,
+                          minutes=budget, begun=True, eps_warmup=0.4)  # fmt: skip
     lines["hardened"] = {"seconds": taken, "epochs": [vars(e) for e in tuned.epochs], **judged(clean, images, eps)}
     kept = {"case": case, "seed": seed, "train": train, "test": test, "steps": steps,
             "threads": torch.get_num_threads(), **lines}  # fmt: skip
