@@ -162,6 +162,9 @@ def test_imputation_in_a_batch_solves_each_images_own_system() -> None:
     found = imputed(images, gone, noise=0, tolerance=1e-9)
     for image, hole, filled in zip(images.numpy(), gone.numpy(), found.numpy(), strict=True):
         assert np.allclose(filled, slow_imputation(image, hole), atol=1e-6)
+    for k in range(6):  # whoever is beside it
+        alone = imputed(images[k : k + 1], gone[k : k + 1], noise=0, tolerance=1e-4)[0]
+        assert torch.equal(alone, imputed(images, gone, noise=0, tolerance=1e-4)[k])
 
 
 def test_imputation_of_a_constant_image_returns_that_constant() -> None:

@@ -99,7 +99,7 @@ def imputed(
     weight = _around(torch.ones_like(images[:1]))
     solved = images.mean((2, 3), keepdim=True) * hole
     right = _around(images * (1 - hole)) * hole
-    rows, x = torch.arange(len(images), device=images.device), solved
+    rows, x = torch.arange(len(images), device=images.device), solved.clone()
     residual = right - (weight * x - _around(x)) * hole
     step, energy = residual.clone(), _dot(residual, residual)
     for number in range(4 * max(images.shape[2:]) + 20):
