@@ -87,6 +87,8 @@ def gradient_shap(
 
 def _starts(others: list[Tensor], which: Tensor, owner: Tensor, n: int) -> Tensor:
     """Give the reference image of each row: one for all images, or the row's own."""
+    if all(len(start) == 1 for start in others):
+        return torch.cat(others)[which]
     found = torch.empty(len(which), *others[0].shape[1:], dtype=others[0].dtype, device=others[0].device)
     for number, start in enumerate(others):
         rows = which == number
