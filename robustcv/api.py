@@ -292,7 +292,7 @@ def train(
         Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
         gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
     eps_warmup
-        Share of training over which eps, and with it the number of steps, rises to its full size.
+        Share of training over which eps, and with it the steps of pgd-at and trades in a ball, rises to its full size.
     awp
         Size of adversarial weight perturbations, such as 0.005; 0 for none.
     set
@@ -321,7 +321,7 @@ def train(
     label_smoothing
         Share of the probability spread over all classes.
     precision
-        float32, or bf16 for the forward passes of training.
+        float32, or bf16 for the passes of training and of the attack that validates; answers are judged in float32.
     export
         Other forms to write the model in: onnx.
     batch_size
@@ -426,7 +426,7 @@ def harden(
         Threats to train against in place of eps and norm, each image against one of them: linf:8/255, l2:0.5,
         gaussian:0.25 (for smoothing), corruptions (four that audits leave out), patch, spatial.
     eps_warmup
-        Share of training over which eps, and with it the number of steps, rises to its full size.
+        Share of training over which eps, and with it the steps of pgd-at and trades in a ball, rises to its full size.
     awp
         Size of adversarial weight perturbations, such as 0.005; 0 for none.
     set
@@ -449,7 +449,7 @@ def harden(
     label_smoothing
         Share of the probability spread over all classes.
     precision
-        float32, or bf16 for the forward passes of training.
+        float32, or bf16 for the passes of training and of the attack that validates; answers are judged in float32.
     audits
         Audit the model before and after on the same test images, and show the comparison on the page.
     n
@@ -870,6 +870,7 @@ def _run_in(
 ) -> Run:
     """Open the folder, run the verb, write what it gives; the one path all verbs share."""
     from robustcv import processes
+    from robustcv.models.class_map import read_class_map
     from robustcv.runtime import progress_for
     from robustcv.verbs.prepare import noting
 
@@ -889,6 +890,8 @@ def _run_in(
         if verb in ("train", "harden", "tune"):
             places |= {"trials", "storage", "effort", "n", "audits", "export"}
         scientific = {name: value for name, value in kept.items() if name not in places}
+        if scientific.get("class_map") is not None:  # what it says, not where it lies
+            scientific["class_map"] = read_class_map(scientific["class_map"])
         key = runs.fingerprint(__version__, runs.STATE_FORMAT, verb, shown, scientific)
         state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
         if resume and verb != "tune" and _finished(Path(out)):  # but for, perhaps, its page

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from collections import Counter
 from typing import Any, cast
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustcv import runtime
 from robustcv.classifier import Classifier, logits_and_slope
 
 SLOPES = 0.05  # largest difference of input gradients, as a share: rounding may switch a few ReLUs
 AGREEMENT = 1e-4  # largest difference of logits, in units of the largest logit
-CHECKED_EVERY = 64  # folds of a classifier in training: its trace stays right, its rounding may grow
 
 
 def folded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
@@ -93,7 +94,7 @@ def _renormalised(classifier: Classifier, network: nn.Module) -> nn.Module:
 def _around(classifier: Classifier, network: nn.Module) -> Classifier:
     """Put a classifier's normalisation around another network."""
     mean, std = (values.flatten().tolist() for values in (classifier.mean, classifier.std))
-    return Classifier(network, mean=mean, std=std, size=classifier.size).to(classifier.mean.device)
+    return Classifier(network, mean=mean, std=std, size=classifier.size).to(classifier.mean)
 
 
 class Refolded:
@@ -108,6 +109,8 @@ class Refolded:
     ------
     Exception
         Whatever torch.fx raises where it cannot trace the classifier.
+    ValueError
+        If a layer or a batch norm is used more than once: weights of the moment could not be told apart.
     """
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -119,12 +122,16 @@ class Refolded:
         if isinstance(classifier, Classifier) and network is not classifier:
             self.form = _around(classifier, self.network)
         self.device = next(network.parameters()).device
-        self.filled = 0
+        self.layers = _layers(classifier)
 
     @torch.no_grad()
     def fill(self, classifier: nn.Module) -> nn.Module:
         """Take over the weights of the classifier it was made of, and give the folded form."""
         network = _network(classifier)
+        if isinstance(self.form, Classifier) and isinstance(classifier, Classifier):
+            self.form.size = classifier.size
+            self.form.mean.copy_(classifier.mean)
+            self.form.std.copy_(classifier.std)
         given = dict(network.state_dict())
         for layer, norm in self.pairs:
             weight, bias = f"{layer}.weight", f"{layer}.bias"
@@ -137,44 +144,54 @@ class Refolded:
         for name, held in self.network.state_dict().items():
             if name in given:  # constants of the trace are its own
                 held.copy_(given[name])
-        self.filled += 1
         return self.form
 
 
 _FOLLOWED: "weakref.WeakKeyDictionary[nn.Module, Refolded | None]" = weakref.WeakKeyDictionary()
 
 
+def forget(classifier: nn.Module) -> None:
+    """Trace and compare a classifier anew at its next `refolded`: so each epoch begins, a resumed one like any."""
+    _FOLLOWED.pop(classifier, None)
+
+
 def refolded(classifier: nn.Module, images: Float[Tensor, "n c h w"]) -> nn.Module:
-    """Fold the batch norm of a classifier in training, for one attack: a copy of its weights, no trace, no comparison.
+    """Fold the batch norm of a classifier in training, for one attack: no more than a copy of its weights.
 
     Parameters
     ----------
     classifier
         Frozen, in eval mode.
     images
-        A few images, on which both must agree as in `folded`, in float32: at the first call, and now and then.
+        A few images, on which both must agree as in `folded`, in float32, when the classifier is traced: at the first
+        call, and at the first after `forget`.
 
     Returns
     -------
     Module
         The folded form, which the next call fills anew; the classifier itself where it cannot be folded, or disagrees.
     """
+    followed = _FOLLOWED.get(classifier)
+    if followed is None and classifier in _FOLLOWED:
+        return classifier
+    if followed is not None and followed.device == images.device and followed.layers == _layers(classifier):
+        return followed.fill(classifier)
     try:
-        followed = _FOLLOWED.get(classifier)
-        if followed is None and classifier in _FOLLOWED:
-            return classifier
-        if followed is None or followed.device != images.device:
-            followed = _FOLLOWED[classifier] = Refolded(classifier)
+        followed = Refolded(classifier)
         form = followed.fill(classifier)
-        if followed.filled % CHECKED_EVERY != 1:
-            return form
         with torch.autocast(images.device.type, enabled=False):
-            if agree(classifier, form, images):
-                return form
-    except Exception:  # as in `folded`
-        pass
-    _FOLLOWED[classifier] = None  # it is not tried again
-    return classifier
+            fine = agree(classifier, form, images)
+    except Exception as error:  # as in `folded`
+        if runtime.out_of_memory(error):
+            raise
+        fine = False
+    _FOLLOWED[classifier] = followed if fine else None
+    return form if fine else classifier
+
+
+def _layers(classifier: nn.Module) -> tuple[int, ...]:
+    """Tell one make of a classifier from another, whose layers were exchanged."""
+    return tuple(map(id, classifier.modules()))
 
 
 def _network(classifier: nn.Module) -> nn.Module:
@@ -182,12 +199,22 @@ def _network(classifier: nn.Module) -> nn.Module:
 
 
 def _pairs(network: nn.Module, fused: nn.Module) -> list[tuple[str, str]]:
-    """Name each layer that took in a batch norm, and that batch norm."""
+    """Name each layer that took in a batch norm, and that batch norm; each must be used once."""
+    calls = [node for node in fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
+    used = Counter(id(network.get_submodule(str(node.target))) for node in calls)
     kept = {name for name, _ in fused.named_modules()}
     found = []
-    for node in fx.symbolic_trace(network).graph.nodes:
-        if node.op == "call_module" and node.target not in kept:
-            (before, *_) = node.args
-            assert isinstance(before, fx.Node)
-            found.append((str(before.target), str(node.target)))
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(network.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm):
+            continue
+        if str(node.target) in kept:
+            continue
+        if not (isinstance(before, fx.Node) and before.op == "call_module"):
+            raise ValueError(f"{node.target} follows no layer")
+        layer = network.get_submodule(str(before.target))
+        once = used[id(layer)] == 1 and used[id(network.get_submodule(str(node.target)))] == 1
+        if not once or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{before.target} or {node.target} is used more than once")
+        found.append((str(before.target), str(node.target)))
     return found

@@ -355,7 +355,7 @@ class Training(_Frozen):
 
 
 class Model(_Frozen):
-    """Which classifier was judged; ``class_map`` says which of its classes stands for each of the data's."""
+    """Which classifier was judged; ``class_map`` gives the number of its class that stands for each of the data's."""
 
     source: str
     architecture: str
@@ -363,7 +363,7 @@ class Model(_Frozen):
     sha256: str
     input_size: tuple[int, int] | None = None
     training: Training | None = None
-    class_map: dict[str, str] | None = None
+    class_map: dict[str, int] | None = None
 
 
 class Latency(_Frozen):

@@ -14,7 +14,7 @@ from robustcv import runtime
 from robustcv.attacks import norms_of
 from robustcv.attacks.pgd import pgd
 from robustcv.attacks.square import square
-from robustcv.classifier import Counted
+from robustcv.classifier import Counted, frozen
 from robustcv.data import ImageSet
 from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import Predictions
@@ -71,6 +71,7 @@ def preflight(
     eps: float | None = None,
     overlap: Overlap | None = None,
     black_box: bool = False,
+    whole: nn.Module | None = None,
 ) -> tuple[Check, ...]:
     """Check a frozen classifier on a few images; each check gives its figure, its cost, and what to do when raised.
 
@@ -86,18 +87,20 @@ def preflight(
         Images that are training images too, where that is known.
     black_box
         The classifier gives no gradients, and is known to.
+    whole
+        What gives all of the answers, where the classifier is asked about some of its classes alone.
     """
     batch, labels = _few(images, device)
     ask = Counted(classifier).eval()
     answers: list[Tensor] = []
     checks: list[Callable[[], Check]] = [
         lambda: _mode(was_training),
-        lambda: _logits(predictions.logits),
+        lambda: _logits(predictions.logits if whole is None else _all_answers(whole, batch)),
         lambda: _finite(predictions.logits),
         lambda: _pixels(batch),
         lambda: feeding(classifier, ask, images, device),
         lambda: _beats_majority(predictions),
-        lambda: _class_names(trained_on, images.class_names),
+        lambda: _class_names(trained_on, images.class_names) if whole is None else _BY_MAP,
         lambda: reading(predictions),
         lambda: _overlap(overlap, len(images)),
         lambda: _repeated(ask, batch, answers),
@@ -199,6 +202,15 @@ def _black_box() -> Check:
 def _mode(was_training: bool) -> Check:
     figure = "came in training mode; judged in eval mode" if was_training else "eval"
     return Check.of("eval mode", not was_training, figure, "call model.eval() before the audit")
+
+
+_BY_MAP = Check(check="class order", status="not run", figure="the class map says which class is which")
+
+
+def _all_answers(whole: nn.Module, batch: Tensor) -> Tensor:
+    with frozen(whole), torch.no_grad():
+        logits: Tensor = whole(batch)
+    return logits
 
 
 def _logits(logits: Tensor) -> Check:

@@ -113,10 +113,12 @@ def neighbours(regions: Int64[Tensor, "h w"]) -> list[list[int]]:
         (regions[1:, 1:], regions[:-1, :-1]),
         (regions[1:, :-1], regions[:-1, 1:]),
     ]
-    pairs = torch.cat([torch.stack([a.flatten(), b.flatten()], 1) for a, b in steps]).sort(1).values.unique(dim=0)
-    touching = [{k} for k in range(int(regions.max()) + 1)]
-    for a, b in pairs.tolist():
+    count = int(regions.max()) + 1
+    codes = [torch.minimum(a, b) * count + torch.maximum(a, b) for a, b in steps]
+    pairs = [divmod(code, count) for code in torch.cat([each.flatten() for each in codes]).unique().tolist()]
+    touching = [{k} for k in range(count)]
+    for a, b in pairs:
         touching[a].add(b)
         touching[b].add(a)
-    groups = {tuple(sorted(touching[a] & touching[b])) for a, b in pairs.tolist() if a != b}
+    groups = {tuple(sorted(touching[a] & touching[b])) for a, b in pairs if a != b}
     return [list(group) for group in sorted(groups)]

@@ -1,12 +1,12 @@
 """A model of more classes than the data has: which of its answers each class of the data stands for."""
 
+import copy
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,20 +15,6 @@ from robustcv.errors import UserError, first_line, unknown_name
 
 if TYPE_CHECKING:
     from robustcv.models.sources import Loaded
-
-
-class Chosen(nn.Module):
-    """Keep some of a classifier's logits, in another order."""
-
-    rows: Tensor
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("rows", torch.tensor(rows), persistent=False)  # the weights stay those of the model
-
-    def forward(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
-        """Choose logits."""
-        return logits[:, self.rows]
 
 
 class Answering(nn.Module):
@@ -44,13 +30,13 @@ class Answering(nn.Module):
 
     def __init__(self, network: nn.Module, rows: Sequence[int]) -> None:
         super().__init__()
-        self.network, self.chosen = network, Chosen(rows)
+        self.network, self.rows = network, list(rows)
         self.black_box, self.samples = bool(getattr(network, "black_box", False)), int(getattr(network, "samples", 1))
 
     def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n k"]:
         """Compute the chosen logits."""
-        logits: Tensor = self.chosen(self.network(images))
-        return logits
+        logits: Tensor = self.network(images)
+        return logits[:, self.rows]
 
 
 def read_class_map(path: Path | str) -> dict[str, str]:
@@ -84,8 +70,8 @@ def read_class_map(path: Path | str) -> dict[str, str]:
 
 
 def rows_of(
-    class_map: Mapping[str, str], class_names: Sequence[str], known: Sequence[str], classes: int | None = None
-) -> list[int]:
+    class_map: Mapping[str, str], class_names: Sequence[str], known: Sequence[str], classes: int
+) -> dict[str, int]:
     """Find, for each class of the data, the number of the model's class that stands for it.
 
     Parameters
@@ -97,7 +83,7 @@ def rows_of(
     known
         What the model calls its classes; empty where it does not name them.
     classes
-        How many classes the model has, where that is known by now.
+        How many classes the model has.
 
     Raises
     ------
@@ -109,36 +95,36 @@ def rows_of(
             f"the class map says nothing of {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}",
             f"the data has {len(class_names)} classes, and each needs an answer of the model's",
         )
-    rows = [_row(class_map[name], known) for name in class_names]
-    if twice := [row for k, row in enumerate(rows) if row in rows[:k]]:
+    rows = {name: _row(class_map[name], known) for name in class_names}
+    taken = list(rows.values())
+    if twice := [row for k, row in enumerate(taken) if row in taken[:k]]:
         raise _unusable(
             f"two classes of the data stand for the model's class {twice[0]}", "they could not be told apart"
         )
-    if classes is not None and max(rows) >= classes:
+    if max(taken) >= classes:
         raise _unusable(
-            f"the class map names class {max(rows)}, but the model has {classes}", "classes are counted from 0"
+            f"the class map names class {max(taken)}, but the model has {classes}", "classes are counted from 0"
         )
     return rows
 
 
-def answering(loaded: "Loaded", class_map: Mapping[str, str], class_names: Sequence[str]) -> "Loaded":
-    """Ask a model about the classes of the data alone, in their order; see `rows_of`."""
-    rows = rows_of(class_map, class_names, loaded.class_names or loaded.answers)
-    classifier = loaded.classifier
-    asked: nn.Module = Answering(classifier, rows)
-    if type(classifier) is Classifier:  # stays one, so that what knows its parts still does
-        asked = Classifier(
-            Answering(classifier.network, rows),
-            mean=classifier.mean.flatten().tolist(),
-            std=classifier.std.flatten().tolist(),
-            size=classifier.size,
-        )
-    asked.train(classifier.training)
-    if (first := next(classifier.parameters(), None)) is not None:
-        asked.to(first.device)
-    return replace(
-        loaded, classifier=asked, class_names=tuple(class_names), class_map=dict(class_map), whole=classifier
-    )
+def answering(loaded: "Loaded", rows: Mapping[str, int]) -> "Loaded":
+    """Ask a model about some of its classes alone.
+
+    Parameters
+    ----------
+    rows
+        What the data calls them, in its order, and their numbers.
+    """
+    whole = loaded.classifier
+    asked: nn.Module = Answering(whole, list(rows.values()))
+    asked.training = whole.training  # of the new module alone: the user's layers keep their modes
+    if type(whole) is Classifier:  # stays one, with all that is known of it
+        inner = Answering(whole.network, list(rows.values()))
+        inner.training = whole.training
+        asked = copy.copy(whole)
+        asked._modules = {**whole._modules, "network": inner}
+    return replace(loaded, classifier=asked, class_names=tuple(rows), class_map=dict(rows), whole=whole)
 
 
 def _row(name: str, names: Sequence[str]) -> int:
@@ -147,7 +133,7 @@ def _row(name: str, names: Sequence[str]) -> int:
         return names.index(name)
     if times > 1:
         raise _unusable(f"the model has {times} classes {name!r}", "the name does not say which", "write a number")
-    if name.isdecimal():
+    if name.isdecimal() and len(name) < 10:
         return int(name)
     if not names:
         raise _unusable(f"the class map names {name!r}", "this model does not name its classes", "write their numbers")

@@ -38,7 +38,7 @@ class Loaded:
     description: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     answers: tuple[str, ...] = ()
-    class_map: dict[str, str] | None = None
+    class_map: dict[str, int] | None = None
     whole: nn.Module | None = None
 
 

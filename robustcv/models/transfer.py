@@ -77,6 +77,7 @@ def begin_with(
     *,
     classes_there: Sequence[str] = (),
     classes_here: Sequence[str] = (),
+    rows: Mapping[int, int] | None = None,
 ) -> int:
     """Fill a classifier with weights; where the head has another size it stays new but for the classes of one name.
 
@@ -86,6 +87,8 @@ def begin_with(
         Of a whole `Classifier`, or of the network inside it. Auxiliary heads are passed over.
     classes_there, classes_here
         What the rows of the two heads mean; rows of the same name are copied.
+    rows
+        Which row of the old head each of the new one is, in place of names; those not named stay new.
 
     Returns
     -------
@@ -108,31 +111,30 @@ def begin_with(
     head = head_of(inner)
     keys = [key for key in (f"{head}.weight", f"{head}.bias") if key in own]
     kept = dict(weights)
-    same = not classes_there or tuple(classes_there) == tuple(classes_here)
+    same = rows is None and (not classes_there or tuple(classes_there) == tuple(classes_here))
     if same and all(key in kept and kept[key].shape == own[key].shape for key in keys):
         checkpoint.fill(inner, kept, source)
         return len(own[keys[0]])
     theirs = {key: kept.pop(key) for key in keys if key in kept}
     checkpoint.fill(inner, {**kept, **{key: own[key] for key in keys}}, source)
-    return _copy_rows(inner, theirs, classes_there, classes_here)
+    if rows is None:
+        rows = {k: classes_there.index(name) for k, name in enumerate(classes_here) if name in classes_there}
+    return _copy_rows(inner, theirs, rows)
 
 
-def _copy_rows(
-    inner: nn.Module, theirs: Mapping[str, Tensor], classes_there: Sequence[str], classes_here: Sequence[str]
-) -> int:
-    """Take over the head's rows of the classes that both know."""
-    pairs = [(classes_there.index(name), k) for k, name in enumerate(classes_here) if name in classes_there]
+def _copy_rows(inner: nn.Module, theirs: Mapping[str, Tensor], rows: Mapping[int, int]) -> int:
+    """Take over rows of the old head: for each row of the new one, the old one's."""
     own = dict(inner.named_parameters())
     with torch.no_grad():
         for key, tensor in theirs.items():
             if tensor.shape[1:] == own[key].shape[1:]:
-                if pairs and (highest := max(there for there, _ in pairs)) >= len(tensor):
+                if rows and max(rows.values()) >= len(tensor):
                     raise UserError(
                         "RCV-E122",
-                        f"the class map names class {highest}, but the weights have {len(tensor)}",
+                        f"the class map names class {max(rows.values())}, but the weights have {len(tensor)}",
                         "classes are counted from 0",
                         "correct the file of --class-map",
                     )
-                for there, here in pairs:
+                for here, there in rows.items():
                     own[key][here] = tensor[there]
-    return len(pairs)
+    return len(rows)

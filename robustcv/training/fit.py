@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustcv import processes, stopping
 from robustcv.classifier import has_batch_norm
+from robustcv.folding import forget
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
 from robustcv.training.objectives import Perturb, pgd_at
@@ -278,6 +279,8 @@ class _Run:
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
         torch.manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank())  # what dropout draws from
         classifier.train()
+        for module in (classifier, self.judged):
+            forget(module)
         if recipe.layers is not None:
             recipe.layers.hold(epoch)
         order = torch.randperm(len(self.train), generator=generator)

@@ -35,7 +35,6 @@ from robustcv.evaluation.worst_case import WorstCase, robust_metrics
 from robustcv.explainers import EXPLAINERS
 from robustcv.folding import folded
 from robustcv.models import load as load_classifier
-from robustcv.models.class_map import answering
 from robustcv.reduced import FAR, STEEP, reduced
 from robustcv.runtime import Progress
 from robustcv.verbs.beyond import ALSO, Beyond, measure_beyond, patch_training_images, require_colours
@@ -48,6 +47,7 @@ from robustcv.verbs.pairing import Saved, attacked_alike, escalated, hashes_and_
 from robustcv.verbs.prepare import (
     Clock,
     Result,
+    asked_about,
     black_box_explainers,
     class_map_of,
     describe_model,
@@ -111,9 +111,9 @@ def audit(
         loaded=loaded,
         device=device,
         progress=progress,
-        class_map=class_map,
+        mapped=class_map is not None,
     )
-    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
+    loaded = asked_about(loaded, class_map, chosen, device)
     if not black_box and not gives_gradients(loaded.classifier, chosen, device):
         black_box = True  # the checks raise it; what can be measured without gradients is
         plan, escalation = _plans(options, method_options, black_box=True)
@@ -160,6 +160,7 @@ def audit(
                     predictions,
                     was_training=was_training,
                     trained_on=loaded.class_names,
+                    whole=loaded.whole,
                     device=device,
                     norm=options["norm"],
                     eps=headline,

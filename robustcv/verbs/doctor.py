@@ -15,10 +15,10 @@ from robustcv.data import cache
 from robustcv.evaluation.accuracy import predict
 from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.models import load as load_classifier
-from robustcv.models.class_map import answering
 from robustcv.records import Check
 from robustcv.runtime import Progress
 from robustcv.verbs.prepare import (
+    asked_about,
     class_map_of,
     device_of,
     gives_gradients,
@@ -53,9 +53,9 @@ def doctor(
         device=device,
         progress=progress,
         at_most=True,
-        class_map=class_map,
+        mapped=class_map is not None,
     )
-    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
+    loaded = asked_about(loaded, class_map, chosen, device)
     was_training = loaded.classifier.training
     with judged(loaded.classifier) as classifier:
         predictions = predict(classifier, chosen, batch_size=options["batch_size"], device=device)
@@ -66,6 +66,7 @@ def doctor(
             predictions,
             was_training=was_training,
             trained_on=loaded.class_names,
+            whole=loaded.whole,
             device=device,
             norm=options["norm"],
             eps=eps[0],

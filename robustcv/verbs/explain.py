@@ -19,7 +19,6 @@ from robustcv.evaluation.neighbours import features_of, nearest
 from robustcv.explainers import EXPLAINERS
 from robustcv.models import Loaded
 from robustcv.models import load as load_classifier
-from robustcv.models.class_map import answering
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
 from robustcv.verbs.explained import Explained, none_of
@@ -27,6 +26,7 @@ from robustcv.verbs.followed import measures_of
 from robustcv.verbs.prepare import (
     Clock,
     Result,
+    asked_about,
     black_box_explainers,
     class_map_of,
     describe_model,
@@ -62,8 +62,8 @@ def explain(
             raise UserError("RCV-E094", "--eps attacks by gradients", "this model gives none", "leave --eps out")
     refuse_unused(method_options, methods, f"the methods are {', '.join(methods)}", add="add {} to --methods")
     device = device_of(loaded, options["device"])
-    chosen, data, labelled = _images(images, options, loaded, class_map, device, progress)
-    loaded = loaded if class_map is None else answering(loaded, class_map, chosen.class_names)
+    chosen, data, labelled = _images(images, options, loaded, class_map is not None, device, progress)
+    loaded = asked_about(loaded, class_map, chosen, device)
     described = describe_model(loaded)
     if options["budget"]:
         method_options = {
@@ -128,7 +128,7 @@ def _images(
     images: Any,
     options: Mapping[str, Any],
     loaded: Loaded,
-    class_map: Mapping[str, str] | None,
+    mapped: bool,
     device: torch.device,
     progress: Progress,
 ) -> tuple[ImageSet, records.Data, bool]:
@@ -159,7 +159,7 @@ def _images(
         loaded=loaded,
         device=device,
         progress=progress,
-        class_map=class_map,
+        mapped=mapped,
     )
     return chosen, data, labelled
 

@@ -30,7 +30,7 @@ from robustcv.errors import UserError, first_line, unknown_name
 from robustcv.evaluation.preflight import Overlap
 from robustcv.explainers import ALIASES, ASK_ONLY, EXPLAINERS
 from robustcv.models import FROM_PYTHON, Loaded, checkpoint
-from robustcv.models.class_map import read_class_map, rows_of
+from robustcv.models.class_map import answering, read_class_map, rows_of
 from robustcv.records import Record
 from robustcv.runtime import Progress
 
@@ -302,11 +302,11 @@ def take_images(
     progress: Progress,
     skip_bad: bool = False,
     at_most: bool = False,
-    class_map: Mapping[str, str] | None = None,
+    mapped: bool = False,
 ) -> tuple[ImageSet, records.Data]:
     """Load images by spec or take them from Python, choose the subset, match the classes, and describe all of it.
 
-    With a ``class_map`` the classes are held against that: the model is the whole one still.
+    Where the classes are ``mapped``, they are not those of the model: see `asked_about`.
 
     Raises
     ------
@@ -318,7 +318,7 @@ def take_images(
             images, split=split, data_dir=data_dir, resize=resize, skip_bad=skip_bad, progress=progress
         )
     else:
-        names = loaded.class_names if class_map is None else tuple(class_map)
+        names = None if mapped else loaded.class_names  # then a set's own names, or numbers
         whole = resized(as_images(images, labels, names, split=split), resize)
     total = len(whole)
     n = min(n, total) if at_most and n is not None else n
@@ -330,11 +330,10 @@ def take_images(
             "choose a subset, drawn class by class: -n 1000",
         )
     chosen = (whole if n is None else whole.take(stratified(whole.labels, n, seed))).in_memory()
-    classes = number_of_classes(loaded.classifier, chosen, device)
     selection = "all" if n is None or n == total else f"stratified by class, seed {seed}"
-    if class_map is not None:
-        rows_of(class_map, chosen.class_names, loaded.class_names or loaded.answers, classes)
+    if mapped:
         return chosen, describe_data(chosen, total, selection)
+    classes = number_of_classes(loaded.classifier, chosen, device)
     if not isinstance(images, str) and classes > len(chosen.class_names) and chosen.class_names[0] == "0":
         chosen = replace(chosen, class_names=tuple(str(k) for k in range(classes)))  # a sample need not hold them all
     require_same_number(classes, len(chosen.class_names))
@@ -344,6 +343,20 @@ def take_images(
 def class_map_of(options: Mapping[str, Any]) -> dict[str, str] | None:
     """Read the class map where one was given."""
     return None if options["class_map"] is None else read_class_map(options["class_map"])
+
+
+def asked_about(loaded: Loaded, class_map: Mapping[str, str] | None, images: ImageSet, device: torch.device) -> Loaded:
+    """Ask a model about the classes of the data alone, where a class map says which they are.
+
+    Raises
+    ------
+    UserError
+        If the map does not fit the data or the model, or the model cannot take the images.
+    """
+    if class_map is None:
+        return loaded
+    classes = number_of_classes(loaded.classifier, images, device)
+    return answering(loaded, rows_of(class_map, images.class_names, loaded.class_names or loaded.answers, classes))
 
 
 AT_HAND = ("digits", "shapes", "cifar10", "cifar100", "mnist", "fashion-mnist")  # sets that come with both splits

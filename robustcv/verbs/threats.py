@@ -135,7 +135,7 @@ def _describe(threats: Sequence[Threat], by: str) -> str:
 
 
 def _scaled(threats: Sequence[Threat], steps: int) -> AttackAt:
-    """Attack with a share of eps by the same share of the steps, each as long as ever: a small ball takes fewer."""
+    """Attack with a share of eps by the same share of the steps, rounded up: a small ball takes fewer."""
     return lambda strength: mixed(
         [_bind(Threat(each.kind, each.size * strength), math.ceil(steps * strength)) for each in threats]
     )

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -47,6 +48,10 @@ from robustcv.verbs.training_sets import TrainingSets
 def train(images: Any, labels: Any, *, options: Mapping[str, Any], state: runs.State, progress: Progress) -> Result:
     """Train a new classifier; ``options`` are the keyword arguments of `robustcv.train`, all of them."""
     clock = Clock()
+    if options["class_map"] is not None and options["init"] is None:
+        raise UserError(
+            "RCV-E122", "--class-map says whose rows to take over", "without --init there are none", "add --init"
+        )
     source = None if options["init"] is None else source_weights(options["init"], options["model"])
     split_seed = options["seed"]
     if source is not None and source.data.get("spec") == images and images is not None:
@@ -75,10 +80,14 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress, so
     finally:
         torch.set_rng_state(torch_seed)
     if source is not None:
-        there, here = source.class_names, images.class_names
+        names, rows = source.class_names, None
         if (class_map := class_map_of(options)) is not None:
-            there, here = _numbered(class_map, there, here)
-        copied = begin_with(classifier, source.weights, init, classes_there=there, classes_here=here)
+            mapped = [name for name in images.class_names if name in class_map]
+            found = rows_of(class_map, mapped, names, sys.maxsize) if mapped else {}
+            rows = {k: found[name] for k, name in enumerate(images.class_names) if name in found}
+        copied = begin_with(
+            classifier, source.weights, init, classes_there=names, classes_here=images.class_names, rows=rows
+        )
         progress.say(f"begun with {init}; {copied} of {classes} classes of the head taken over")
     described = checkpoint.describe(
         architecture=architecture,
@@ -89,16 +98,6 @@ def untrained(options: Mapping[str, Any], images: Images, progress: Progress, so
     )
     name = architecture if init is None else f"{architecture}, begun with {init}"
     return Loaded(classifier, name, architecture, described, images.class_names)
-
-
-def _numbered(
-    class_map: Mapping[str, str], there: Sequence[str], here: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Call the classes of the old head by their numbers, and those of the new one that the map names by the same."""
-    mapped = [name for name in here if name in class_map]
-    numbers = dict(zip(mapped, rows_of(class_map, mapped, there), strict=True))
-    every = range(max([len(there), *(number + 1 for number in numbers.values())]))
-    return tuple(map(str, every)), tuple(str(numbers.get(name, f"new: {name}")) for name in here)
 
 
 def run_training(

@@ -57,8 +57,8 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
     loaded = replace(loaded, classifier=copy.deepcopy(loaded.classifier).cpu())  # one from Python stays where it is
     files = runs.load_files(folder)
     found = [_hashes(folder), _weights(record, loaded.classifier)]
-    if record.model is not None and record.model.class_map and record.data is not None:
-        loaded = answering(loaded, record.model.class_map, record.data.class_names)
+    if record.model is not None and record.model.class_map:
+        loaded = answering(loaded, record.model.class_map)
     classifier = loaded.classifier
     try:
         lines = failures_of(files)
@@ -75,7 +75,7 @@ def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress)
             as_png += attacked is not None and attacked.dtype == torch.uint8
             try:
                 why = _why_not(asked, record, line, clean, attacked)
-            except (UserError, RuntimeError, ValueError, KeyError) as error:  # evidence that was tampered with
+            except (UserError, RuntimeError, ValueError, LookupError) as error:  # evidence that was tampered with
                 why = f"it cannot be replayed: {first_line(error, 120)}"
             if why is not None:
                 wrong.append(f"image {line.index}: {why}")
