@@ -5,10 +5,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from robustcv.classifier import Classifier
 from robustcv.errors import UserError, first_line, unknown_name
@@ -33,10 +32,9 @@ class Answering(nn.Module):
         self.network, self.rows = network, list(rows)
         self.black_box, self.samples = bool(getattr(network, "black_box", False)), int(getattr(network, "samples", 1))
 
-    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n k"]:
-        """Compute the chosen logits."""
-        logits: Tensor = self.network(images)
-        return logits[:, self.rows]
+    def forward(self, images: Any) -> Any:  # torch.fx comes with a stand-in for the tensor
+        """Compute the chosen logits ``n k`` of images ``n c h w``."""
+        return self.network(images)[:, self.rows]
 
 
 def read_class_map(path: Path | str) -> dict[str, str]:
