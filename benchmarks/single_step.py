@@ -28,6 +28,7 @@ from robustcv.models import build
 from robustcv.training import OBJECTIVES, Recipe, fit
 
 CASES = {  # architecture, data, eps
+    "small_cnn-4": ("small_cnn", models.CIFAR, 4 / 255),
     "small_cnn-8": ("small_cnn", models.CIFAR, 8 / 255),
     "resnet20-8": ("cifar_resnet20", models.CIFAR, 8 / 255),
     "resnet20-fashion-0.1": ("cifar_resnet20", models.FASHION, 0.1),
