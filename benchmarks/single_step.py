@@ -4,8 +4,8 @@
 
 Each trains a case from scratch with the same images, epochs, schedule and seed, without the guard that would hide a
 collapse, and is judged by the attack engine's `standard` effort on test images. PGI (Jia et al. 2022, FGSM-MEP with the
-settings of their code) is written here: it remembers a perturbation and a momentum for each training image. What wins
-here is what the package has: it offers NuAT.
+settings of their code) is written here: it remembers a perturbation and a momentum for each training image. Of it and
+NuAT, which the package has, the better one belongs there.
 """
 
 import argparse
