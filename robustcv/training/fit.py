@@ -143,6 +143,7 @@ def fit(
         stopped = run.over()
     if run.best.weights:
         classifier.load_state_dict(run.best.weights)
+    forget(classifier)
     for parameter in classifier.parameters():
         parameter.requires_grad_(True)
     classifier.eval()
