@@ -25,7 +25,7 @@ from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.coalitions import draw
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.odd_process import exact, shapley_values
-from robustcv.explainers.regions import grid, neighbours, regions_of
+from robustcv.explainers.regions import neighbours, regions_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("cifar_resnet20-cifar-standard", "small_cnn-cifar-standard", "small_cnn-cifar-pgd")
@@ -109,8 +109,7 @@ ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {
 
 def ours(game: Callable[[np.ndarray], np.ndarray], k: int, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     drawn = draw(k, budget, seed)
-    rows, _, columns = GRIDS[k].removeprefix("grid:").partition("x")
-    where = grid(int(rows), int(columns or rows), int(rows), int(columns or rows))
+    (where,) = regions_of(torch.zeros(1, 3, 32, 32), GRIDS[k])
     return shapley_values(drawn.masks, game(drawn.masks), neighbours(where))
 
 

@@ -64,13 +64,13 @@ def attacks_of(objective: str, eps: float, steps: int):
     return (lambda s: functools.partial(pgd, eps=eps * s, steps=math.ceil(steps * s), keep="last")), many, None
 
 
-def fitted(classifier, sets, data, *, objective, eps, steps, epochs, seed, rate, schedule, patience=None, minutes=None,
+def fitted(classifier, sets, data, *, objective, eps, steps, epochs, seed, rate, schedule, patience=None,
            begun=False, batch=BATCH, **more):  # fmt: skip
     """Train by one recipe; gives seconds of the processor in training and validation, and the epochs."""
     attack_at, many, guard = attacks_of(objective, eps, steps) if eps else (None, None, None)
     augmented = (augment.crop, augment.flip) if data == models.CIFAR else (augment.crop,)
     recipe = Recipe(epochs=epochs, batch_size=batch, learning_rate=rate, schedule=schedule, augment=augmented,
-                    patience=patience, minutes=minutes, seed=seed, **more)  # fmt: skip
+                    patience=patience, seed=seed, **more)  # fmt: skip
     start = time.process_time()  # of one thread: other work on the machine would weigh on one side alone
     found = fit(classifier, *sets, objective=OBJECTIVES[objective], attack_at=attack_at, validate_with=many,
                 guard=guard, recipe=recipe, begun=begun)  # fmt: skip

@@ -53,8 +53,6 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
         return Annotated[words, Parameter(name=(long, *short), consume_multiple=True, negative="", show_default=_shown)]
     if name == "images":
         return Annotated[text, Parameter(name="--data")]
-    if name == "class_map":
-        return Annotated[str | None, Parameter(name=long)]
     if name == "out":
         return Annotated[Path | None, Parameter(name=(long, *short), help=OUT_HELP)]
     if name in ("model", "classifier"):

@@ -74,7 +74,7 @@ def test_a_list_of_threats_gives_each_image_one_of_them() -> None:
     assert sum(counts) == 3000 and min(counts) > 900
 
 
-def test_while_eps_rises_so_do_the_steps_and_each_is_as_long_as_at_the_end() -> None:
+def test_while_eps_rises_so_do_the_steps_and_none_is_longer_than_at_the_end() -> None:
     made = threats(eps="0.1", steps=5)
     for strength, steps in ((0.01, 1), (0.3, 2), (0.6, 3), (0.61, 4), (1.0, 5)):
         options = made.attack_at(strength).keywords
