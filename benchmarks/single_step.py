@@ -18,12 +18,12 @@ import models
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from training import BATCH, judged, load
+from training import BATCH, judged, sets_of
 
 from robustcv.attacks.fgsm import fgsm
 from robustcv.attacks.noise_fgsm import noise_fgsm
 from robustcv.attacks.pgd import pgd
-from robustcv.data import augment, split_rows, stratified
+from robustcv.data import augment
 from robustcv.models import build
 from robustcv.training import OBJECTIVES, Recipe, fit
 
@@ -96,13 +96,8 @@ def objectives(sets: Rows, eps: float, seed: int) -> dict:
 def compare(case: str, *, train: int, epochs: int, seed: int, test: int, only: list[str]) -> None:
     """Train and judge each objective on one case; print a line for each."""
     architecture, data, eps = CASES[case]
-    whole = load(data, "train")
-    whole = whole.take(stratified(whole.labels, train + 1000, seed))
-    rows, held_out = split_rows(whole.labels, 1000 / (train + 1000), seed)
-    sets, validation = Rows(whole.take(rows)), whole.take(held_out)
-    images = load(data, "test")
-    images = images.take(stratified(images.labels, test, 0))
-    channels, size, _ = whole.shape
+    learnt, validation, images = sets_of(data, train=train, test=test, seed=seed)
+    sets, (channels, size, _) = Rows(learnt), images.shape
     for name, (objective, attack, smoothing) in objectives(sets, eps, seed).items():
         if only and not any(name.startswith(each) for each in only):
             continue

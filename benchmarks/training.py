@@ -52,6 +52,15 @@ def load(data: str, split: str):
     return models.images_of(name, split)
 
 
+def sets_of(data: str, *, train: int, test: int, seed: int):
+    """Draw training, validation (1,000) and test images, class by class; the test images whatever the seed."""
+    whole = load(data, "train")
+    whole = whole.take(stratified(whole.labels, train + 1000, seed))
+    rows, held_out = split_rows(whole.labels, 1000 / (train + 1000), seed)
+    images = load(data, "test")
+    return whole.take(rows), whole.take(held_out), images.take(stratified(images.labels, test, 0))
+
+
 # -- harden against scratch ------------------------------------------------------------------------------------------
 
 
@@ -90,13 +99,8 @@ def judged(classifier, images, eps: float, norm: str = "linf") -> dict[str, floa
 def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int) -> None:
     """Train a case from scratch and by hardening, and keep what came out."""
     architecture, data, eps, objective = CASES[case]
-    whole = load(data, "train")
-    whole = whole.take(stratified(whole.labels, train + 1000, seed))
-    rows, held_out = split_rows(whole.labels, 1000 / (train + 1000), seed)
-    sets = whole.take(rows), whole.take(held_out)
-    images = load(data, "test")
-    images = images.take(stratified(images.labels, test, 0))
-    channels, size, _ = whole.shape
+    *sets, images = sets_of(data, train=train, test=test, seed=seed)
+    channels, size, _ = images.shape
 
     def fresh():
         torch.manual_seed(seed)
