@@ -201,20 +201,22 @@ def _network(classifier: nn.Module) -> nn.Module:
 def _pairs(network: nn.Module, fused: nn.Module) -> list[tuple[str, str]]:
     """Name each layer that took in a batch norm, and that batch norm; each must be used once."""
     calls = [node for node in fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
-    used = Counter(id(network.get_submodule(str(node.target))) for node in calls)
+    layers = [network.get_submodule(str(node.target)) for node in calls]
+    used = Counter(map(id, layers))
     kept = {name for name, _ in fused.named_modules()}
     found = []
-    for node in calls:
-        before = node.args[0] if node.args else None
-        if not isinstance(network.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm):
+    for node, norm in zip(calls, layers, strict=True):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
             continue
+        if used[id(norm)] > 1:  # one of its calls may be folded and another not
+            raise ValueError(f"{node.target} is used more than once")
         if str(node.target) in kept:
             continue
+        before = node.args[0]
         if not (isinstance(before, fx.Node) and before.op == "call_module"):
             raise ValueError(f"{node.target} follows no layer")
         layer = network.get_submodule(str(before.target))
-        once = used[id(layer)] == 1 and used[id(network.get_submodule(str(node.target)))] == 1
-        if not once or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(f"{before.target} or {node.target} is used more than once")
+        if used[id(layer)] > 1 or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{before.target} takes in more than one batch norm")
         found.append((str(before.target), str(node.target)))
     return found
