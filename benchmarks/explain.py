@@ -110,12 +110,12 @@ ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {
 def ours(game: Callable[[np.ndarray], np.ndarray], k: int, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     drawn = draw(k, budget, seed)
     (where,) = regions_of(torch.zeros(1, 3, 32, 32), GRIDS[k])
-    return shapley_values(drawn.masks, game(drawn.masks), neighbours(where))
+    return shapley_values(drawn, game(drawn), neighbours(where))
 
 
 def squares(game: Callable[[np.ndarray], np.ndarray], k: int, budget: int, seed: int) -> np.ndarray:
     drawn = draw(k, budget, seed)
-    return least_squares(drawn, game(drawn.masks))
+    return least_squares(drawn, game(drawn))
 
 
 def shapley(options: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS
-from robustcv.explainers.coalitions import draw
+from robustcv.explainers.coalitions import draw, stands_for
+from robustcv.explainers.design import FREE, TOGETHER, choose
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
 from robustcv.explainers.odd_process import _priors, exact, shapley_values
@@ -344,8 +345,8 @@ def test_exact_values_are_those_of_the_definition() -> None:
 def test_paired_estimators_are_exact_on_games_of_order_two(k: int) -> None:
     game, wanted = order_two_game(k)
     drawn = draw(k, 6 * k, 4)
-    values = game(drawn.masks)
-    estimate, margin = shapley_values(drawn.masks, values)
+    values = game(drawn)
+    estimate, margin = shapley_values(drawn, values)
     assert np.allclose(estimate, wanted, atol=1e-7) and margin.max() < 1e-6
     assert np.allclose(least_squares(drawn, values), wanted, atol=1e-9)
 
@@ -354,49 +355,82 @@ def test_paired_estimators_are_exact_on_games_of_order_two(k: int) -> None:
 def test_estimators_are_exact_when_they_may_ask_for_everything(k: int) -> None:
     game = deep_game(k, 3)
     drawn = draw(k, 2**k, 0)
-    assert len(np.unique(drawn.masks, axis=0)) == 2**k
+    assert len(np.unique(drawn, axis=0)) == 2**k
     wanted = exact(*enumerate_values(game, k))
-    assert np.allclose(shapley_values(drawn.masks, game(drawn.masks))[0], wanted, atol=1e-10)
-    assert np.allclose(least_squares(drawn, game(drawn.masks)), wanted, atol=1e-9)
+    assert np.allclose(shapley_values(drawn, game(drawn))[0], wanted, atol=1e-10)
+    assert np.allclose(least_squares(drawn, game(drawn)), wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("budget", [2, 3, 10, 31, 64, 200])
-@pytest.mark.parametrize("k", [1, 2, 5, 6, 13])
-def test_coalitions_are_paired_different_and_within_budget(k: int, budget: int) -> None:
-    drawn = draw(k, budget, 9)
-    assert len(drawn.masks) <= max(2, budget) and len(drawn.masks) == len(drawn.stands_for)
-    assert (drawn.masks[::2] == ~drawn.masks[1::2]).all()
-    assert not drawn.masks[0].any() and drawn.masks[1].all()
-    assert len(np.unique(drawn.masks, axis=0)) == len(drawn.masks) or k == 1
-    if len(drawn.masks) >= 2**k:
-        assert drawn.stands_for.sum() == pytest.approx(2**k)
-    other = draw(k, budget, 10)
-    assert len(other.masks) == len(drawn.masks)
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 13, 15])
+@pytest.mark.parametrize("choice", [draw, choose])
+def test_coalitions_are_paired_different_and_within_budget(choice, k: int, budget: int) -> None:
+    drawn = choice(k, budget, 9)
+    assert len(drawn) == max(2, min(budget, 2**k) // 2 * 2)
+    assert (drawn[::2] == ~drawn[1::2]).all()
+    assert not drawn[0].any() and drawn[1].all()
+    assert len(np.unique(drawn, axis=0)) == len(drawn) or k == 1
+    if len(drawn) >= 2**k:
+        assert stands_for(drawn).sum() == pytest.approx(2**k)
+    assert (choice(k, budget, 9) == drawn).all()
+    other = choice(k, budget, 10)
+    assert len(other) == len(drawn) and (k < 3 or budget < 4 or len(drawn) == 2**k or (other != drawn).any())
 
 
 def test_masks_stand_for_all_masks_together() -> None:
     for k, budget in ((6, 30), (9, 64), (12, 100)):
         drawn = draw(k, budget, 1)
-        assert drawn.stands_for.sum() == pytest.approx(2**k)
+        assert stands_for(drawn).sum() == pytest.approx(2**k)
 
 
 def test_axioms_hold() -> None:
     """Dummy, symmetry, additivity and efficiency, of estimates from the same coalitions."""
     k, drawn = 9, draw(9, 80, 2)
     first, second = deep_game(k, 1), deep_game(k, 2)
-    values = [shapley_values(drawn.masks, game(drawn.masks))[0] for game in (first, second)]
+    values = [shapley_values(drawn, game(drawn))[0] for game in (first, second)]
     for game, estimate in zip((first, second), values, strict=True):
-        assert estimate.sum() == pytest.approx(float(np.diff(game(drawn.masks[:2]))[0]), abs=1e-6)
-    linear = least_squares(drawn, first(drawn.masks) + second(drawn.masks))
-    parts = [least_squares(drawn, game(drawn.masks)) for game in (first, second)]
+        assert estimate.sum() == pytest.approx(float(np.diff(game(drawn[:2]))[0]), abs=1e-6)
+    linear = least_squares(drawn, first(drawn) + second(drawn))
+    parts = [least_squares(drawn, game(drawn)) for game in (first, second)]
     assert np.allclose(linear, parts[0] + parts[1], atol=1e-9)
 
     def twins(masks):  # players 0 and 1 do the same, player 8 nothing
         return (masks[:, 0].astype(float) + masks[:, 1]) * masks[:, 2] + masks[:, 3] * 2.0
 
     whole = draw(k, 2**k, 0)
-    estimate, _ = shapley_values(whole.masks, twins(whole.masks))
+    estimate, _ = shapley_values(whole, twins(whole))
     assert estimate[0] == pytest.approx(estimate[1], abs=1e-10) and abs(estimate[8]) < 1e-10
+
+
+def test_each_chosen_pair_is_the_one_that_leaves_least_unknown() -> None:
+    """Against the posterior variance of every choice, from the prior's independent interactions one by one."""
+    k, pairs = 7, 14
+    sets = [each for size in (1, 3, 5, 7) for each in itertools.combinations(range(k), size)]
+    own = np.array([(TOGETHER / k) ** len(each) + FREE * (len(each) == 1) for each in sets])
+    phi = np.array([[2 / len(each) * (i in each) for each in sets] for i in range(k)])
+    every = np.array(list(itertools.product([-1, 1], repeat=k)))[: 2 ** (k - 1)]
+    basis = np.stack([every[:, list(each)].prod(1) for each in sets], 1)
+    rows = np.abs(every @ np.where(choose(k, 2 * pairs, 5)[::2], 1, -1).T).argmax(0).tolist()
+
+    def unknown(asked: list[int]) -> float:
+        seen = basis[asked] * own
+        gain = seen.T @ np.linalg.pinv(seen @ basis[asked].T, hermitian=True) @ seen
+        return float(np.trace(phi @ (np.diag(own) - gain) @ phi.T))
+
+    for step in range(1, pairs):
+        left = [unknown([*rows[:step], row]) for row in range(len(every)) if row not in rows[:step]]
+        assert unknown(rows[: step + 1]) == pytest.approx(min(left), rel=1e-6)
+
+
+def test_chosen_coalitions_halve_the_error_of_drawn_ones() -> None:
+    errors = []
+    for seed in range(8):
+        game = deep_game(12, 30 + seed)
+        wanted = exact(*enumerate_values(game, 12))
+        both = [shapley_values(masks, game(masks))[0] for masks in (draw(12, 100, seed), choose(12, 100, seed))]
+        errors.append([np.linalg.norm(estimate - wanted) for estimate in both])
+    drawn, chosen = np.median(errors, axis=0)
+    assert chosen < 0.7 * drawn
 
 
 @pytest.mark.parametrize("k", [8, 12, 16])
@@ -407,8 +441,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(k: int) -> None:
         game = deep_game(k, 20 + seed)
         wanted = exact(*enumerate_values(game, k))
         for draw_seed in range(60):
-            drawn = draw(k, budget, 1000 * seed + draw_seed)
-            estimate, margin = shapley_values(drawn.masks, game(drawn.masks))
+            drawn = choose(k, budget, 1000 * seed + draw_seed)
+            estimate, margin = shapley_values(drawn, game(drawn))
             covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
     assert 0.90 <= np.mean(covered) <= 0.99
 
@@ -425,7 +459,7 @@ def test_groups_of_neighbours_are_blocks_of_a_grid_and_ignore_what_does_not_touc
 def test_the_prior_is_the_sum_of_independent_interactions() -> None:
     """Covariances in closed form against sums over all odd sets of players."""
     groups, rho, k = neighbours(grid(2, 3, 2, 3)), 0.6, 6
-    z = np.where(draw(k, 40, 3).masks[1::2], 1, -1)
+    z = np.where(draw(k, 40, 3)[1::2], 1, -1)
     (prior,) = _priors(z, groups, [rho])
     between, reach, own = np.zeros((len(z), len(z))), np.zeros((len(z), k)), np.zeros(k)
     for size in (1, 3, 5):
@@ -455,7 +489,7 @@ def test_knowing_what_touches_helps_where_neighbours_act_together_and_keeps_inte
         wanted = exact(*enumerate_values(game, 12))
         for seed in range(4):
             drawn = draw(12, 100, seed)
-            pair = [shapley_values(drawn.masks, game(drawn.masks), known) for known in ((), groups)]
+            pair = [shapley_values(drawn, game(drawn), known) for known in ((), groups)]
             errors.append([np.linalg.norm(estimate - wanted) for estimate, _ in pair])
             covered.append(np.mean(np.abs(pair[1][0] - wanted) <= pair[1][1]))
     alone, near = np.median(errors, axis=0)
@@ -466,7 +500,7 @@ def test_knowing_what_touches_helps_where_neighbours_act_together_and_keeps_inte
 def test_knowing_what_touches_leaves_exact_estimates_exact(k: int) -> None:
     game, wanted = order_two_game(k)
     drawn = draw(k, 6 * k, 4)
-    estimate, _ = shapley_values(drawn.masks, game(drawn.masks), neighbours(grid(2, k // 2, 2, k // 2)))
+    estimate, _ = shapley_values(drawn, game(drawn), neighbours(grid(2, k // 2, 2, k // 2)))
     assert np.allclose(estimate, wanted, atol=1e-7)
 
 
@@ -475,7 +509,7 @@ def test_four_times_the_samples_at_least_halve_the_error() -> None:
     wanted = exact(*enumerate_values(game, k))
     errors = []
     for budget in (60, 270):
-        estimates = [shapley_values(d.masks, game(d.masks))[0] for d in (draw(k, budget, seed) for seed in range(20))]
+        estimates = [shapley_values(d, game(d))[0] for d in (draw(k, budget, seed) for seed in range(20))]
         errors.append(np.median([np.linalg.norm(estimate - wanted) for estimate in estimates]))
     assert errors[1] <= errors[0] / 2
 
@@ -509,9 +543,9 @@ def test_lime_is_weighted_ridge_regression_over_all_masks() -> None:
     weight /= weight.sum()
     wanted = Ridge(alpha=1e-3).fit(masks, values, sample_weight=weight).coef_
     drawn = draw(k, 2**k, 0)
-    assert np.allclose(coefficients(drawn, game(drawn.masks), 1e-3, 0.25), wanted, atol=1e-8)
+    assert np.allclose(coefficients(drawn, game(drawn), 1e-3, 0.25), wanted, atol=1e-8)
     sampled = draw(k, 150, 1)
-    near = coefficients(sampled, game(sampled.masks), 1e-3, 0.25)
+    near = coefficients(sampled, game(sampled), 1e-3, 0.25)
     assert np.linalg.norm(near - wanted) / np.linalg.norm(wanted) < 0.25
 
 
@@ -542,8 +576,9 @@ def test_a_noisy_picture_still_falls_into_about_as_many_superpixels_as_asked() -
 def test_a_shared_pool_asks_about_each_mask_once_for_every_method_and_class(problem) -> None:
     model, images, targets = problem
     pool = Pool(model, images)
-    alone = explain("shapley", model, images, targets, samples=40).heatmaps
-    assert torch.equal(explain("shapley", model, images, targets, samples=40, pool=pool).heatmaps, alone)
+    for name in ("shapley", "kernel_shap"):
+        alone = explain(name, model, images, targets, samples=40).heatmaps
+        assert torch.equal(explain(name, model, images, targets, samples=40, pool=pool).heatmaps, alone)
     spent = pool.forwards
     for name in ("kernel_shap", "lime", "shapley"):
         for classes in (targets, (targets + 1) % 4):
@@ -686,5 +721,5 @@ def test_shaps_kernel_explainer_drops_features_of_a_linear_model_and_ours_does_n
     found = theirs.shap_values(np.ones((1, 25)), nsamples=400, silent=True, l1_reg="num_features(10)")[0]
     assert (np.abs(found) > 1e-9).sum() <= 10
     drawn = draw(25, 400, 0)
-    assert np.allclose(shapley_values(drawn.masks, drawn.masks @ weights)[0], weights, atol=1e-6)
+    assert np.allclose(shapley_values(drawn, drawn @ weights)[0], weights, atol=1e-6)
     assert set(EXPLAINERS) >= {"kernel_shap", "shapley"}

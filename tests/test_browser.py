@@ -232,8 +232,8 @@ TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 ALWAYS = {
-    ("audit", 1280, "light"), ("audit", 390, "dark"), ("overview", 390, "light"), ("compare", 1280, "dark"),
-    ("explain", 390, "light"), ("full", 1280, "light"), ("cifar", 390, "dark"),
+    ("audit", 390, "dark"), ("overview", 390, "light"), ("compare", 1280, "dark"), ("explain", 390, "light"),
+    ("full", 1280, "light"),
 }  # fmt: skip
 NAMES = ("audit", "compare", "train", "overview", "cifar", "shapes", "explain", "full")
 AXE = itertools.product(NAMES, (1280, 390), ("light", "dark"))

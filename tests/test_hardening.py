@@ -17,7 +17,7 @@ from robustcv.models.transfer import begin_with, source_weights
 from robustcv.verbs.threats import HELD_OUT, mixed, parse_threats, training_threats
 
 OPTIONS = {"objective": "pgd-at", "eps": "8/255", "norm": "linf", "steps": 2, "against": []}
-FAST = {"epochs": 1, "steps": 1, "quiet": True, "n": 40}
+FAST = {"epochs": 1, "steps": 1, "quiet": True, "n": 12}  # maps under attack take a second an image
 
 
 def threats(**changed):
@@ -148,7 +148,7 @@ def test_hardening_shows_what_it_changed_on_one_page(trained: Path, tmp_path: Pa
     assert run.comparison.b.model.sha256 == checkpoint.sha256_of(run.classifier)
     assert {pair.name for pair in run.comparison.paired} == {"clean_accuracy", "robust_accuracy"}
     before, after = (runs.load(tmp_path / "harden" / name) for name in ("before", "after"))
-    assert before.data.sha256 == after.data.sha256 == run.data.sha256 and before.data.n == 40
+    assert before.data.sha256 == after.data.sha256 == run.data.sha256 and before.data.n == 12
     assert before.headline_eps == after.headline_eps == run.headline_eps == pytest.approx(16 / 255)
     page = run.page.read_text()
     assert "minutes of fine-tuning" in page and "Images won and lost" in page and "None" not in page

@@ -75,7 +75,10 @@ def example(name: str, folder: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_audit_harden.py", "audit_your_model.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["audit_your_model.py", pytest.param("train_audit_harden.py", marks=pytest.mark.every_case)],  # as the demo
+)
 def test_the_examples_run(name: str, tmp_path: Path) -> None:
     example(name, tmp_path)
 

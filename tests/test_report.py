@@ -55,7 +55,7 @@ class Reader(HTMLParser):
 def pages(trained: Path, audited: Path, tmp_path_factory) -> dict[str, Path]:
     """One page of every verb."""
     root = tmp_path_factory.mktemp("pages")
-    rc.harden(str(trained), epochs=1, steps=2, out=root / "harden", quiet=True)
+    rc.harden(str(trained), epochs=1, steps=2, n=12, out=root / "harden", quiet=True)
     options = {"n": 60, "eps": ["16/255", "8/255"], "cases": 6, "quiet": True}
     rc.audit(str(root / "harden"), "digits", **options, out=root / "hardened")
     rc.explain(
@@ -306,6 +306,7 @@ def test_large_pictures_become_previews() -> None:
             assert picture.size == (largest, largest)
 
 
+@pytest.mark.every_case
 def test_a_page_fits_whatever_the_size_and_its_links_lead_to_cases_that_are_there(audited: Path) -> None:
     record, files = runs.load(audited), runs.load_files(audited)
     many = record.model_copy(update={"cases": record.cases * 4})

@@ -197,7 +197,7 @@ def test_hardening_holds_out_what_training_held_out(tmp_path: Path) -> None:
     import json
 
     rc.train("digits", epochs=1, seed=3, out=tmp_path / "train", quiet=True)
-    rc.harden(str(tmp_path / "train"), epochs=1, steps=1, out=tmp_path / "harden", quiet=True)
+    rc.harden(str(tmp_path / "train"), epochs=1, steps=1, audits=False, out=tmp_path / "harden", quiet=True)
     made, hardened = (json.loads((tmp_path / name / "model.json").read_text())["data"] for name in ("train", "harden"))
     assert made["train_sha256"] == hardened["train_sha256"] and hardened["split_seed"] == 3
 
@@ -210,7 +210,7 @@ def test_images_that_no_architecture_takes_are_refused(shape, message) -> None:
 
 @pytest.mark.slow
 def test_hardening_raises_robust_accuracy_by_more_than_chance(trained: Path, tmp_path: Path) -> None:
-    rc.harden(str(trained), eps="16/255", epochs=4, out=tmp_path / "harden", quiet=True)
+    rc.harden(str(trained), eps="16/255", epochs=4, audits=False, out=tmp_path / "harden", quiet=True)
     audits = [
         rc.audit(str(folder), "digits", n=200, eps="16/255", sweep=False, explain=(), out=tmp_path / name, quiet=True)
         for folder, name in ((trained, "a"), (tmp_path / "harden", "b"))

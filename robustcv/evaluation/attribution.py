@@ -20,7 +20,7 @@ from robustcv.runtime import Advance, chunk_size
 
 Method = Callable[..., Explanation]
 
-SAME_DRAWS = {"lime": "coalitions", "kernel_shap": "coalitions", "shapley": "coalitions"}  # so that their masks agree
+SAME_DRAWS = {"lime": "coalitions", "kernel_shap": "coalitions"}  # so that their masks agree
 
 
 def explain_images(

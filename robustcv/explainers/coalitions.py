@@ -1,29 +1,14 @@
 """Which regions to show together: pairs of a coalition and its complement, by size, none drawn twice."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Coalitions:
-    """Masks of one image, and how much of all masks each stands for.
-
-    Parameters
-    ----------
-    masks
-        ``m k``: True where region k is shown. Rows 2j and 2j + 1 are complements; row 0 hides all, row 1 shows all.
-    stands_for
-        ``m``: the number of masks of the same size (or its complement) over the number drawn of them.
-    """
-
-    masks: NDArray[np.bool_]
-    stands_for: NDArray[np.float64]
+Masks = NDArray[np.bool_]  # m k, True: region k is shown; rows 2j and 2j + 1 are complements, 0 hides all, 1 shows all
 
 
-def draw(regions: int, budget: int, seed: int) -> Coalitions:
+def draw(regions: int, budget: int, seed: int) -> Masks:
     """Draw coalitions of ``regions`` players: paired, without replacement, every pair of sizes equally often.
 
     So many of each size as Leverage SHAP takes (Musco and Witter 2025): what decides the Shapley values is spread
@@ -52,20 +37,30 @@ def draw(regions: int, budget: int, seed: int) -> Coalitions:
     shares = [0.5 if 2 * s == regions else 1.0 for s in sizes]
     taken = _allot(max(0, budget // 2 - 1), room, shares)
     masks = [np.zeros((1, regions), bool)]
-    stands_for = [1.0]
     for size, pairs, among in zip(sizes.tolist(), taken, room, strict=True):
         if pairs:
             masks.append(_subsets(regions, size, pairs, among, generator))
-            stands_for += [among / pairs] * pairs
-    half = np.concatenate(masks)
-    return Coalitions(np.stack([half, ~half], 1).reshape(-1, regions), np.repeat(stands_for, 2))
+    return with_complements(np.concatenate(masks))
 
 
-def every_other(drawn: Coalitions, values: NDArray[np.float64], which: int) -> tuple[Coalitions, NDArray[np.float64]]:
+def with_complements(half: NDArray[np.bool_]) -> Masks:
+    """Follow each mask by its complement."""
+    return np.stack([half, ~half], 1).reshape(-1, half.shape[1])
+
+
+def stands_for(masks: Masks) -> NDArray[np.float64]:
+    """Count for each drawn mask how many it stands for: those of its size over those of its size that were drawn."""
+    size, k = masks.sum(1), masks.shape[1]
+    weights: NDArray[np.float64] = np.array([math.comb(k, s) for s in range(k + 1)], float)[size]
+    weights /= np.bincount(size)[size]
+    return weights
+
+
+def every_other(masks: Masks, values: NDArray[np.float64], which: int) -> tuple[Masks, NDArray[np.float64]]:
     """Take every other pair with its values, and the empty and the full mask in any case; for `half_error`."""
     keep = (np.arange(len(values)) // 2 + which) % 2 == 0
     keep[:2] = True
-    return Coalitions(drawn.masks[keep], drawn.stands_for[keep]), values[keep]
+    return masks[keep], values[keep]
 
 
 def _allot(pairs: int, room: list[int], shares: list[float]) -> list[int]:

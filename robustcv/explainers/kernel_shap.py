@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv.explainers.coalitions import Coalitions
+from robustcv.explainers.coalitions import Masks
 from robustcv.explainers.explanation import Explanation, completeness_gap
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import Reference
@@ -62,25 +62,18 @@ def kernel_shap(
     )
 
 
-def least_squares(drawn: Coalitions, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def least_squares(masks: Masks, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Solve for the values under the Shapley kernel, with their sum held at v(all) - v(none)."""
-    masks = drawn.masks
     k = masks.shape[1]
     whole = values[1] - values[0]
     size = masks.sum(1)
     inner = (size > 0) & (size < k)
     if k == 1 or not inner.any():
         return np.full(k, whole / k)
-    weight = drawn.stands_for[inner] * (k - 1) / _binomial(k, size[inner]) / (size[inner] * (k - size[inner]))
+    weight = 1 / np.bincount(size)[size[inner]] / (size[inner] * (k - size[inner]))  # of all of a size, among the drawn
     centred = masks[inner] - size[inner][:, None] / k  # the part of a mask that the constraint leaves free
     left = values[inner] - values[0] - whole * size[inner] / k
     root = np.sqrt(weight)[:, None]
     free = np.linalg.lstsq(centred * root, left * root[:, 0], rcond=None)[0]
     solved: NDArray[np.float64] = free - free.mean() + whole / k
     return solved
-
-
-def _binomial(k: int, size: NDArray[np.int64]) -> NDArray[np.float64]:
-    from scipy.special import comb
-
-    return np.asarray(comb(k, size), dtype=float)

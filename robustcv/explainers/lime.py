@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robustcv.explainers.coalitions import Coalitions
+from robustcv.explainers.coalitions import Masks, stands_for
 from robustcv.explainers.explanation import Explanation
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import Reference
@@ -31,7 +31,7 @@ def lime(
 
     Weights are sqrt(exp(-d^2 / width^2)) of the cosine distance d of a mask from the whole image, as in lime. Masks are
     drawn by size and each weighted by how many it stands for, so that what is fitted is the regression over all masks,
-    equally likely, whatever was drawn; the passes are the ones that `shapley` and `kernel_shap` use too.
+    equally likely, whatever was drawn; the passes are the ones that `kernel_shap` uses too.
 
     Parameters
     ----------
@@ -68,14 +68,14 @@ def lime(
     )
 
 
-def coefficients(drawn: Coalitions, values: NDArray[np.float64], ridge: float, width: float) -> NDArray[np.float64]:
+def coefficients(drawn: Masks, values: NDArray[np.float64], ridge: float, width: float) -> NDArray[np.float64]:
     """Solve the weighted ridge regression with a free intercept."""
     if not np.ptp(values):
-        return np.zeros(drawn.masks.shape[1])
-    masks = drawn.masks.astype(float)
+        return np.zeros(drawn.shape[1])
+    masks = drawn.astype(float)
     k = masks.shape[1]
     size = masks.sum(1)
-    weight = drawn.stands_for * np.exp(-((1 - np.sqrt(size / k)) ** 2) / width**2 / 2)
+    weight = stands_for(drawn) * np.exp(-((1 - np.sqrt(size / k)) ** 2) / width**2 / 2)
     weight = weight / weight.sum()
     x, y = masks - weight @ masks, values - weight @ values
     solved: NDArray[np.float64] = np.linalg.lstsq(

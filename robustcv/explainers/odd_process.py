@@ -25,12 +25,15 @@ def shapley_values(
     z = +-1 it is a sum over odd sets T of o_T prod z_i, and phi_i is the sum over all T that hold i of 2 o_T / |T|. The
     main effects (|T| = 1) are left free; the others are independent with variance s^2 rho^|T|, so that the covariance
     of o(z) and o(z') is the odd part of prod (1 + rho z_i z'_i), and the posterior of phi is in closed form (universal
-    kriging). rho is the likeliest of a grid, s^2 estimated given rho. Exact on games of order two, whose odd part is
-    linear; the sum is v(all) - v(none), because that pair is in the data. Kin: Leverage SHAP (Musco and Witter 2025),
-    ShaplEIG and OddSHAP (shapiq).
+    kriging). s^2 is estimated given rho, and what is given is averaged over a grid of rho by likelihood. Exact on games
+    of order two, whose odd part is linear; the sum is v(all) - v(none), because that pair is in the data. Kin: Leverage
+    SHAP (Musco and Witter 2025), ShaplEIG and OddSHAP (shapiq).
 
     Regions that touch act upon each other more than those that do not. Where the neighbours are known, the prior is a
-    mixture: that process, and one of the same form for each group of them. The mixture is the likeliest of a grid, too.
+    mixture: that process, and one of the same form for each group of them; the mixtures join the grid.
+
+    No network is drawn from such a prior, so that with many pairs the likelihood is surer of one than it should be:
+    each is weighed by a power of its likelihood, 1 / (1 + pairs / 4 k) (coarsened posterior, Miller and Dunson 2019).
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ def shapley_values(
         return exact(masks, values), np.zeros(k)
     z = np.where(masks[1::2], 1, -1)
     free = bool(len(odd) >= 2 * k and np.linalg.matrix_rank(z) == k)  # too few pairs to leave the main effects free
-    _, estimate, deviation = _likeliest(z, odd, neighbours, free=free)
+    estimate, deviation = _averaged(_grid(z, odd, neighbours, free=free), power=1 / (1 + len(odd) / (4 * k)))
     from scipy.special import stdtrit
 
     return estimate, deviation * float(stdtrit(len(odd) - (k if free else 0), 0.975))
@@ -95,7 +98,17 @@ Fit = tuple[float, Array, Array]
 Place = tuple[int, int, float]  # of a prior in the grid: number of rho, of the neighbours' rho, and their share
 
 
-def _likeliest(z: NDArray[np.int64], odd: Array, neighbours: Sequence[Sequence[int]], *, free: bool) -> Fit:
+def _averaged(fits: Sequence[Fit], power: float) -> tuple[Array, Array]:
+    """Average estimates by likelihood to a power; how far they lie apart is part of the deviation."""
+    likelihoods = np.array([likelihood for likelihood, _, _ in fits])
+    weights = np.exp(power * (likelihoods - likelihoods.max()))
+    weights /= weights.sum()
+    estimates, deviations = (np.stack([fit[part] for fit in fits]) for part in (1, 2))
+    mean = weights @ estimates
+    return mean, np.sqrt(weights @ (deviations**2 + (estimates - mean) ** 2))
+
+
+def _grid(z: NDArray[np.int64], odd: Array, neighbours: Sequence[Sequence[int]], *, free: bool) -> list[Fit]:
     """Fit a grid of priors; with neighbours along its lines: rho at a middling share of theirs, their own, rho again.
 
     Where more than half of all pairs are known, neighbours are left out: what little they save there makes intervals
@@ -118,7 +131,7 @@ def _likeliest(z: NDArray[np.int64], odd: Array, neighbours: Sequence[Sequence[i
         _, (best, which, share) = _best(fits)
         if share:
             fits += [mixed(place, which, share) for place in range(len(alone)) if place != best]
-    return _best(fits)[0]
+    return [fit for fit, _ in fits if fit is not None]
 
 
 def _best(fits: Sequence[tuple[Fit | None, Place]]) -> tuple[Fit, Place]:
@@ -136,7 +149,7 @@ def _priors(z: NDArray[np.int64], groups: Sequence[Sequence[int]], rhos: Sequenc
         agreeing = (part @ part.T + size) // 2
         positive = (part > 0).sum(1, keepdims=True) - (part > 0)  # pluses among the others
         for place, (rho, (between, reach, own)) in enumerate(zip(rhos, sums, strict=True)):
-            by_agreement, by_positive, variance = _tables(size, rho)
+            by_agreement, by_positive, variance = tables(size, rho)
             between += by_agreement.take(agreeing)
             reach[:, members] += part * by_positive[positive]
             own[members] += variance
@@ -171,7 +184,7 @@ def _fit(prior: _Prior, z: NDArray[np.int64], odd: Array, *, free: bool) -> Fit 
 
 
 @lru_cache(maxsize=512)
-def _tables(k: int, rho: float) -> tuple[Array, Array, float]:
+def tables(k: int, rho: float) -> tuple[Array, Array, float]:
     """Tabulate the kernel by agreeing players and the covariance of phi_i and o by pluses among the others; phi's own.
 
     The covariance of phi_i and o(z) is z_i times the integral from 0 to rho of prod (1 + r z_j) + prod (1 - r z_j) over

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustcv import draws
-from robustcv.explainers.coalitions import Coalitions, draw, every_other
+from robustcv.explainers.coalitions import Masks, draw, every_other
 from robustcv.explainers.explanation import half_error
 from robustcv.explainers.pool import Game, Pool, at_targets
 from robustcv.explainers.references import Reference, describe
 from robustcv.explainers.regions import Regions, painted
 
-Solve = Callable[[Coalitions, NDArray[np.float64]], NDArray[np.float64]]
+Solve = Callable[[Masks, NDArray[np.float64]], NDArray[np.float64]]
+Draw = Callable[[int, int, int], Masks]  # regions, budget, seed
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Sampled:
     """The coalitions of each image, the target's logit under each, and how to say what was done."""
 
     game: Game
-    drawn: list[Coalitions]
+    drawn: list[Masks]
     values: list[NDArray[np.float64]]
     details: dict[str, str | int | float]
 
@@ -66,12 +67,13 @@ def sample(
     fill: Reference,
     rows: int | None,
     pool: Pool | None,
+    drawing: Draw = draw,
 ) -> Sampled:
     """Draw coalitions of each image and ask about them, through the pool where there is one."""
     game = (pool or Pool(classifier, images, rows=rows)).game(regions, fill)
     seeds = draws.fresh_seeds(len(images)) if seeds is None else seeds
-    drawn = [draw(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
-    asked = at_targets(game.logits([each.masks for each in drawn]), targets)
+    drawn = [drawing(k, samples, seed) for k, seed in zip(game.counts, seeds.tolist(), strict=True)]
+    asked = at_targets(game.logits(drawn), targets)
     values = [_settled(own, torch.finfo(images.dtype).eps) for own in asked]
     details: dict[str, str | int | float] = {
         "target": "logit",

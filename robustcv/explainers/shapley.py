@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from robustcv.explainers.design import choose
 from robustcv.explainers.explanation import Explanation, completeness_gap
 from robustcv.explainers.odd_process import shapley_values
 from robustcv.explainers.pool import Pool
@@ -27,10 +28,10 @@ def shapley(
 ) -> Explanation:
     """Share the target's logit among regions by their Shapley values (Shapley 1953), estimated with intervals.
 
-    The game shows some regions and fills the others. Coalitions are drawn in pairs, by size and without replacement
-    (`coalitions`); the estimate and its interval come from a Gaussian process over odd functions that knows which
-    regions touch (`odd_process`), which for the same error needs a third to a fifth of the passes of shap's explainers.
-    With as many samples as there are coalitions it is exact.
+    The game shows some regions and fills the others. The estimate and its interval come from a Gaussian process over
+    odd functions that knows which regions touch (`odd_process`), and the coalitions asked about are those that tell
+    most of it (`design`): for the same error that takes a fourth to an eighth of the passes of shap's explainers. With
+    as many samples as there are coalitions it is exact.
 
     Parameters
     ----------
@@ -52,11 +53,20 @@ def shapley(
         Masked passes to share with other methods; None begins one.
     """
     found = sample(
-        classifier, images, targets, seeds=seeds, samples=samples, regions=regions, fill=fill, rows=rows, pool=pool
+        classifier,
+        images,
+        targets,
+        seeds=seeds,
+        samples=samples,
+        regions=regions,
+        fill=fill,
+        rows=rows,
+        pool=pool,
+        drawing=choose,
     )
     maps, margins, errors = [], [], []
     for each, own, where in zip(found.drawn, found.values, found.places, strict=True):
-        estimate, margin = shapley_values(each.masks, own, neighbours(where))
+        estimate, margin = shapley_values(each, own, neighbours(where))
         maps.append(painted(torch.from_numpy(estimate), where))
         margins.append(painted(torch.from_numpy(margin), where))
         length = float(np.linalg.norm(estimate))
