@@ -23,6 +23,7 @@ from robustcv import stats
 from robustcv.classifier import frozen
 from robustcv.explainers import EXPLAINERS
 from robustcv.explainers.coalitions import draw
+from robustcv.explainers.design import choose
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.odd_process import exact, shapley_values
 from robustcv.explainers.regions import neighbours, regions_of
@@ -108,9 +109,9 @@ ESTIMATORS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def ours(game: Callable[[np.ndarray], np.ndarray], k: int, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    drawn = draw(k, budget, seed)
+    chosen = choose(k, budget, seed)
     (where,) = regions_of(torch.zeros(1, 3, 32, 32), GRIDS[k])
-    return shapley_values(drawn, game(drawn), neighbours(where))
+    return shapley_values(chosen, game(chosen), neighbours(where))
 
 
 def squares(game: Callable[[np.ndarray], np.ndarray], k: int, budget: int, seed: int) -> np.ndarray:

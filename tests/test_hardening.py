@@ -37,6 +37,7 @@ def test_threats_are_read_and_refused() -> None:
         ({"objective": "fast", "against": ["patch"]}, "takes one step"),
         ({"objective": "fast", "against": ["linf:8/255", "l2:1"]}, "takes one step"),
         ({"objective": "nuat", "norm": "l2", "eps": 0.5}, "made for L-inf"),
+        ({"objective": "pgi", "norm": "l2", "eps": 0.5}, "made for L-inf"),
         ({"eps": 8}, "outside"),
         ({"eps": 0}, "outside"),
     ):

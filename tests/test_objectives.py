@@ -12,6 +12,7 @@ from conftest import Curved, make_images, make_linear
 from torch import nn
 from torch.nn import functional
 
+from robustcv import draws
 from robustcv.attacks import ATTACKS
 from robustcv.attacks.noise_fgsm import noise_fgsm
 from robustcv.classifier import Counted
@@ -66,6 +67,49 @@ def test_nuat_adds_the_nuclear_norm_of_the_change() -> None:
     singular = np.linalg.svd((shifted - clean).detach().double().numpy(), compute_uv=False)
     expected = functional.cross_entropy(clean, LABELS) + 2.0 / 5 * float(singular.sum())
     assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_pgi_goes_on_where_the_epoch_before_ended() -> None:
+    """Against its formulas, image by image; the memory is whole numbers of an eps that rises."""
+    model, images = curved()
+    objective, kept = OBJECTIVES["pgi"](eps=0.08, weight=3.0), None
+    rows, seeds = torch.tensor([3, 0, 6, 2, 5]), torch.arange(5)
+    for strength in (0.5, 1.0, 1.0):
+        eps = 0.08 * strength
+        loss, logits = objective.at(rows, 7, strength)(model, images, LABELS, seeds=seeds)
+        starts = (draws.uniform(seeds, (3, 8, 8)) - 0.5).sign() if kept is None else kept
+        kept, ends, tied = torch.empty_like(starts), [], []
+        for k in range(5):
+            here = (images[k] + eps * starts[k]).clamp(0, 1)[None].requires_grad_()
+            before = model(here)
+            (slope,) = torch.autograd.grad(functional.cross_entropy(before, LABELS[k : k + 1]), here, retain_graph=True)
+            kept[k] = (starts[k] + slope[0].sign()).clamp(-1, 1)
+            ends.append(model((images[k] + eps * kept[k]).clamp(0, 1)[None]))
+            tied.append((ends[-1] - before).square().mean())
+        wanted = functional.cross_entropy(torch.cat(ends), LABELS) + 3 * torch.stack(tied).mean()
+        assert torch.allclose(loss, wanted, atol=1e-5) and torch.allclose(logits, torch.cat(ends), atol=1e-5)
+        assert torch.equal(objective.kept[rows].float(), kept) and (objective.kept[[1, 4]] == 2).all()
+
+
+def test_pgi_is_at_the_worst_of_a_linear_model_after_two_epochs() -> None:
+    linear = make_linear(2, (3, 8, 8), dtype=torch.float32)
+    images, labels = make_images(5, (3, 8, 8), dtype=torch.float32), torch.tensor([0, 1, 0, 1, 1])
+    objective, rows = OBJECTIVES["pgi"](eps=0.02), torch.arange(5)
+    losses = [float(objective.at(rows, 5, 1.0)(linear, images, labels, seeds=rows)[0].detach()) for _ in range(3)]
+    margin = (linear.weights[1] - linear.weights[0]).detach()
+    away = torch.where(labels == 0, 1.0, -1.0)[:, None] * margin.sign()
+    worst = functional.cross_entropy(linear(images + 0.02 * away.reshape(images.shape)), labels)
+    assert losses[2] == pytest.approx(float(worst.detach()), rel=1e-5)  # nothing moves any more: the logits stay
+    assert losses[1] > losses[2]  # tied to where they were
+
+
+def test_a_step_computed_twice_begins_at_one_place() -> None:
+    model, images = curved()
+    objective, rows = OBJECTIVES["pgi"](eps=0.05), torch.arange(5)
+    objective.at(rows, 5, 1.0)(model, images, LABELS, seeds=rows)
+    again = objective.at(rows, 5, 1.0)
+    first, second = (again(model, images, LABELS, seeds=rows)[0].detach() for _ in range(2))
+    assert torch.equal(first, second)  # as weight perturbations compute it
 
 
 def test_gradalign_is_silent_where_the_gradients_agree() -> None:

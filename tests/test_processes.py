@@ -113,12 +113,19 @@ def test_exit_codes_and_errors_come_through(trained: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.every_case)])
-def test_training_in_several_processes_takes_the_steps_of_one(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "objective"),
+    [
+        (2, "pgd-at"),
+        pytest.param(3, "pgd-at", marks=pytest.mark.every_case),
+        pytest.param(3, "pgi", marks=pytest.mark.every_case),  # what one remembers the others must know
+    ],
+)
+def test_training_in_several_processes_takes_the_steps_of_one(tmp_path: Path, count: int, objective: str) -> None:
     weights, epochs = [], []
     for number in (1, count):
         folder = tmp_path / str(number)
-        done = robustcv("train", "--data", "digits", "--epochs", "2", "--augment", "none", "--objective", "pgd-at",
+        done = robustcv("train", "--data", "digits", "--epochs", "2", "--augment", "none", "--objective", objective,
                         "--steps", "2", "--batch-size", "128", "--optimizer", "sgd", "-o", str(folder), "--devices",
                         str(number))  # fmt: skip
         assert done.returncode == 0, done.stderr

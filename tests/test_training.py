@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_images
+from test_data import Known
 from torch import nn
 
 import robustcv as rc
 from robustcv.attacks import ATTACKS
-from robustcv.data import ImageSet, load
+from robustcv.data import ImageSet, as_images, load
 from robustcv.data.mix import MIXES
 from robustcv.models import build, checkpoint
 from robustcv.training import OBJECTIVES, SCHEDULES, Guard, Recipe, fit
@@ -57,8 +58,8 @@ def test_one_epoch_equals_a_loop_written_out() -> None:
 
 
 def bound(objective: str):
-    needs_eps = {"eps": 0.03} if objective in ("nuat", "gradalign") else {}
-    return partial(OBJECTIVES[objective], **needs_eps)
+    made, needs_eps = OBJECTIVES[objective], {"eps": 0.03} if objective in ("nuat", "pgi", "gradalign") else {}
+    return made(**needs_eps) if isinstance(made, type) else partial(made, **needs_eps)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,12 @@ def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, m
         assert torch.equal(a, b)
     assert [e.loss for e in whole.epochs] == [e.loss for e in rest.epochs]
     assert whole.selected_epoch == rest.selected_epoch
+
+
+def test_what_remembers_each_image_wants_them_in_memory() -> None:
+    images = Known(torch.rand(30, 3, 32, 32), torch.arange(30) % 2)
+    with pytest.raises(rc.UserError, match="do not fit in memory"):
+        rc.train(as_images(images, memory_limit=100), objective="pgi", epochs=1, quiet=True)
 
 
 def test_the_best_validation_epoch_is_kept() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from robustcv.training.fit import Fitted, fit
 from robustcv.training.objectives import pgd_at, standard
 from robustcv.training.recipe import Guard, Recipe
+from robustcv.training.remembered import Pgi
 from robustcv.training.schedules import SCHEDULES
 from robustcv.training.single_step import gradalign, nuat
 from robustcv.training.trades import trades
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "fgsm-rs": _FGSM_RS,
     "n-fgsm": _N_FGSM,
     "nuat": nuat,
+    "pgi": Pgi,
     "gradalign": gradalign,
 }
 

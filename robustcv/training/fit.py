@@ -1,5 +1,6 @@
 """The one training loop: epochs over batches, best epoch by validation, state after each epoch."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from robustcv.classifier import has_batch_norm
 from robustcv.folding import forget
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
-from robustcv.training.objectives import Perturb, pgd_at
+from robustcv.training.objectives import Perturb, Remembering, pgd_at
 from robustcv.training.recipe import Guard, Recipe
 from robustcv.training.schedules import SCHEDULES
 from robustcv.training.validation import Batches, Diverged, validate
@@ -72,7 +73,7 @@ def fit(
     train: Batches,
     validation: Batches,
     *,
-    objective: Objective,
+    objective: Objective | Remembering,
     recipe: Recipe,
     attack_at: AttackAt | None = None,
     validate_with: Perturb | None = None,
@@ -94,7 +95,8 @@ def fit(
     train, validation
         Sets of images; they must not share any.
     objective
-        ``objective(classifier, images, labels, perturb=..., seeds=..., targets=...)`` gives loss and logits.
+        ``objective(classifier, images, labels, perturb=..., seeds=..., targets=...)`` gives loss and logits; or a
+        `Remembering` one, whose ``at`` gives such a function.
     recipe
         Everything else that shapes the weights.
     attack_at
@@ -158,7 +160,7 @@ class _Run:
         classifier: nn.Module,
         train: Batches,
         validation: Batches,
-        objective: Objective,
+        objective: Objective | Remembering,
         recipe: Recipe,
         attack_at: AttackAt | None,
         validate_with: Perturb | None,
@@ -204,6 +206,7 @@ class _Run:
             "model": self.classifier.state_dict(),
             "optimizer": self.stepper.state_dict(),
             "average": None if self.mean is None else self.mean.state_dict(),
+            "objective": self.objective.state_dict() if isinstance(self.objective, Remembering) else None,
             "history": [asdict(each) for each in self.history],
             "best": self.best.weights,
             "best_score": list(self.best.score),
@@ -221,6 +224,8 @@ class _Run:
         self.stepper.load_state_dict(state["optimizer"])
         if self.mean is not None:
             self.mean.load_state_dict(state["average"])
+        if isinstance(self.objective, Remembering):
+            self.objective.load_state_dict(state["objective"])
 
     def epoch(self, epoch: int) -> EpochResult:
         """Train and validate one epoch; where the guard sees a collapse, do it again with the stronger attack."""
@@ -292,7 +297,7 @@ class _Run:
         if processes.size() > 1:  # each draws for its own images; the attacks' seeds are common
             augmenting = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank() + 1)
         done = step = 0
-        for whole, images, labels in self._batches(order):
+        for whole, rows, images, labels in self._batches(order):
             progress = self._progress(epoch, done, start)
             if progress >= 1 and done:
                 break
@@ -304,7 +309,9 @@ class _Run:
             if ready is not None:
                 images, labels, targets = ready
                 seeds = seeds[processes.rank() :: processes.size()].to(self.device)
-                loss, logits = self._step(images, labels, targets, seeds, progress, len(labels) / whole)
+                objective = self._objective(rows, progress)
+                computed = functools.partial(objective, self.classifier, images, labels, seeds=seeds, targets=targets)
+                loss, logits = self._step(computed, progress, len(labels) / whole)
                 loss_sum += loss.detach() * len(labels)  # summed on the device: reading it would stall a GPU
                 correct += (logits.detach().argmax(1) == labels).sum()
             else:
@@ -314,23 +321,32 @@ class _Run:
                 _require_finite(loss_sum, epoch)
             self.advance(whole)
         _require_finite(loss_sum, epoch)
+        if isinstance(self.objective, Remembering):
+            self.objective.share(self.device)
         for module in (classifier, *([] if self.mean is None else [self.mean.module])):
             processes.mean_over([b for b in module.buffers() if b.is_floating_point()], 1 / processes.size())
         totals = processes.summed([float(loss_sum), float(correct)])
         return totals[0] / done, round(totals[1]), done
 
-    def _batches(self, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield each batch's size, and this process's share of its images and labels."""
-        size = self.recipe.batch_size
-        if processes.size() == 1:
-            yield from ((len(labels), images, labels) for images, labels in self.train.batches(size, order))
-            return
-        parts = [rows[processes.rank() :: processes.size()] for rows in order.split(size)]
+    def _batches(self, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield each batch's size, and this process's share of its rows, images and labels."""
+        batches = order.split(self.recipe.batch_size)
+        parts = [rows[processes.rank() :: processes.size()] for rows in batches]
         own = self.train.batches(max(len(parts[0]), 1), torch.cat(parts))
         empty = torch.empty(0)
-        for rows, part in zip(order.split(size), parts, strict=True):
+        for rows, part in zip(batches, parts, strict=True):
             images, labels = next(own) if len(part) else (empty, empty)
-            yield len(rows), images, labels
+            yield len(rows), part, images, labels
+
+    def _strength(self, progress: float) -> float:
+        """Give the share of eps that is trained against by now."""
+        warmup = self.recipe.eps_warmup
+        return 1.0 if warmup == 0 else min(1.0, (progress + 1e-3) / warmup)
+
+    def _objective(self, rows: Tensor, progress: float) -> Objective:
+        if isinstance(self.objective, Remembering):
+            return self.objective.at(rows, len(self.train), self._strength(progress))
+        return self.objective
 
     def _prepared(
         self, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -350,29 +366,15 @@ class _Run:
             targets = (1 - recipe.label_smoothing) * targets + recipe.label_smoothing / classes
         return images.contiguous(memory_format=torch.channels_last), labels, targets  # fastest for convolutions
 
-    def _step(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
-        seeds: Tensor,
-        progress: float,
-        share: float,
-    ) -> tuple[Tensor, Tensor]:
+    def _step(self, computed: Objective, progress: float, share: float) -> tuple[Tensor, Tensor]:
         """Compute the loss of (a share of) a batch, its gradients, and move the weights."""
         recipe = self.recipe
-        perturb = None
-        if self.attack_at is not None:
-            warm = 1.0 if recipe.eps_warmup == 0 else min(1.0, (progress + 1e-3) / recipe.eps_warmup)
-            perturb = self.attack_at(warm)
+        perturb = None if self.attack_at is None else self.attack_at(self._strength(progress))
         replayed = None if perturb is None or recipe.awp == 0 else Replayed(perturb)
 
         def loss_now() -> tuple[Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss, logits = self.objective(
-                    self.classifier, images, labels, perturb=replayed or perturb, seeds=seeds, targets=targets
-                )
-            return loss, logits
+                return computed(perturb=replayed or perturb)
 
         self.stepper.zero_grad(set_to_none=True)
         if recipe.awp > 0:

@@ -1,7 +1,9 @@
 """What training minimises: pure functions that give a scalar loss and the logits it came from."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,23 @@ class Perturb(Protocol):
     def __call__(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, *, seeds: Tensor | None = None
     ) -> Tensor: ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that keeps something of each training image from one epoch to the next."""
+
+    def at(self, rows: Tensor, of: int, strength: float) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Give the objective of the images in these rows of all ``of``, at a share of its eps."""
+
+    def share(self, device: torch.device) -> None:
+        """Let every process know what the others keep; at the end of an epoch."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give what is kept, for a run that is to be resumed."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
 
 
 def standard(

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustcv import processes, records, runs, stopping
 from robustcv.classifier import Classifier, has_batch_norm
-from robustcv.data import Images
+from robustcv.data import Images, ImageSet
 from robustcv.data.augment import AUGMENTATIONS
 from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
@@ -292,14 +292,21 @@ def fit_once(
     threats = threats or training_threats(options)
     given = parse_options(options["set"], OBJECTIVES)
     refuse_unused(given, [name], f"this run trains with {name}", add="add --objective {}")
-    extra = given.get(name, {})
-    if "eps" in inspect.signature(OBJECTIVES[name]).parameters:
+    made, extra = OBJECTIVES[name], given.get(name, {})
+    if "eps" in inspect.signature(made).parameters:
         extra["eps"] = parse_threats(options)[0].size
+    if isinstance(made, type) and not isinstance(sets.train, ImageSet):
+        raise UserError(
+            "RCV-E091",
+            f"{name} keeps a perturbation of every training image",
+            f"{len(sets.train):,} images of {sets.train.name} do not fit in memory, and those would take as much again",
+            "use --objective fast, which keeps nothing",
+        )
     return fit(
         classifier,
         sets.train,
         sets.validation,
-        objective=functools.partial(OBJECTIVES[name], **extra),
+        objective=made(**extra) if isinstance(made, type) else functools.partial(made, **extra),
         recipe=recipe_of(options, default_augment(sets.train, options["augment"]), classifier, begun=begun),
         attack_at=threats.attack_at,
         validate_with=threats.validate_with,
