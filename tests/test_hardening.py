@@ -36,7 +36,6 @@ def test_threats_are_read_and_refused() -> None:
         ({"objective": "standard", "against": ["patch"]}, "trains on clean images"),
         ({"objective": "fast", "against": ["patch"]}, "takes one step"),
         ({"objective": "fast", "against": ["linf:8/255", "l2:1"]}, "takes one step"),
-        ({"objective": "nuat", "norm": "l2", "eps": 0.5}, "made for L-inf"),
         ({"objective": "pgi", "norm": "l2", "eps": 0.5}, "made for L-inf"),
         ({"eps": 8}, "outside"),
         ({"eps": 0}, "outside"),
@@ -252,7 +251,6 @@ def test_mistakes_are_told_before_training(trained: Path, tmp_path: Path, monkey
         (lambda: rc.train(images, labels, seed=-1, quiet=True), "seed"),
         (lambda: rc.train(images, labels, device="cuda:7", quiet=True), "cannot be used"),
         (lambda: rc.harden(str(trained), eps=["8/255", "16/255"], **FAST), "2 eps were given"),
-        (lambda: rc.train(images, labels, objective="nuat", eps_warmup=0.5, quiet=True), "would do nothing"),
         (lambda: rc.harden(nn.Flatten(), images, labels, quiet=True), "gives|parameters"),
     ):
         with pytest.raises(UserError, match=message):

@@ -60,15 +60,6 @@ def test_the_trades_attack_climbs_the_divergence_with_one_clean_pass() -> None:
     assert counted.backwards == 5 * (3 + 2)
 
 
-def test_nuat_adds_the_nuclear_norm_of_the_change() -> None:
-    model, images = curved()
-    loss, shifted = OBJECTIVES["nuat"](model, images, LABELS, seeds=torch.arange(5), eps=0.1, weight=2.0)
-    clean, loss = model(images).detach(), loss.detach()
-    singular = np.linalg.svd((shifted - clean).detach().double().numpy(), compute_uv=False)
-    expected = functional.cross_entropy(clean, LABELS) + 2.0 / 5 * float(singular.sum())
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
-
-
 def test_pgi_goes_on_where_the_epoch_before_ended() -> None:
     """Against its formulas, image by image; the memory is whole numbers of an eps that rises."""
     model, images = curved()

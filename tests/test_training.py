@@ -58,7 +58,7 @@ def test_one_epoch_equals_a_loop_written_out() -> None:
 
 
 def bound(objective: str):
-    made, needs_eps = OBJECTIVES[objective], {"eps": 0.03} if objective in ("nuat", "pgi", "gradalign") else {}
+    made, needs_eps = OBJECTIVES[objective], {"eps": 0.03} if objective in ("pgi", "gradalign") else {}
     return made(**needs_eps) if isinstance(made, type) else partial(made, **needs_eps)
 
 

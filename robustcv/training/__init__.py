@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from robustcv.training.fit import Fitted, fit
+from robustcv.training.gradalign import gradalign
 from robustcv.training.objectives import pgd_at, standard
 from robustcv.training.recipe import Guard, Recipe
 from robustcv.training.remembered import Pgi
 from robustcv.training.schedules import SCHEDULES
-from robustcv.training.single_step import gradalign, nuat
 from robustcv.training.trades import trades
 from robustcv.training.validation import Diverged
 
@@ -33,7 +33,6 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "fast": _N_FGSM,
     "fgsm-rs": _FGSM_RS,
     "n-fgsm": _N_FGSM,
-    "nuat": nuat,
     "pgi": Pgi,
     "gradalign": gradalign,
 }

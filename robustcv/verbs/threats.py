@@ -23,7 +23,7 @@ from robustcv.training.recipe import Guard
 from robustcv.training.trades import Agreement
 from robustcv.verbs.prepare import parse_eps, parse_sweep
 
-SINGLE_STEP = ("fast", "fgsm-rs", "n-fgsm", "nuat", "pgi", "gradalign")
+SINGLE_STEP = ("fast", "fgsm-rs", "n-fgsm", "pgi", "gradalign")
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # corruptions that the audit does not count
 VALIDATION_STEPS = 10
 THREATS = (*NORMS, "gaussian", "corruptions", "patch", "spatial")
@@ -72,10 +72,6 @@ def training_threats(options: Mapping[str, Any]) -> Training:
             )
         return Training(None, None, None, "nothing")
     threats = parse_threats(options)
-    if options.get("eps_warmup") and objective == "nuat":
-        raise UserError(
-            "RCV-E091", "nuat takes its step at the full eps", "--eps-warmup would do nothing", "leave it out"
-        )
     if objective in SINGLE_STEP and (len(threats) > 1 or threats[0].kind not in ("linf", "l2")):
         raise UserError(
             "RCV-E091",
@@ -83,7 +79,7 @@ def training_threats(options: Mapping[str, Any]) -> Training:
             f"it cannot train against {', '.join(threat.kind for threat in threats)}",
             "use --objective pgd-at or trades",
         )
-    if objective in ("nuat", "pgi", "gradalign") and threats[0].kind != "linf":
+    if objective in ("pgi", "gradalign") and threats[0].kind != "linf":
         raise UserError("RCV-E091", f"{objective} is made for L-inf", "its noise lies in that ball", "--norm linf")
     most = max(steps, VALIDATION_STEPS) if objective in SINGLE_STEP else steps
     validate_with = mixed([_bind(threat, most) for threat in threats])
