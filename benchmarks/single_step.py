@@ -84,8 +84,8 @@ def objectives(eps: float) -> dict:
         "NuAT": (functools.partial(nuat, eps=eps), None, 0.0),
         "NuAT, smoothed labels": (functools.partial(nuat, eps=eps), None, SMOOTHED),
         "GradAlign": (functools.partial(OBJECTIVES["gradalign"], eps=eps), rs, 0.0),
-        "PGI": (OBJECTIVES["pgi"](eps=eps), None, 0.0),
-        "PGI, smoothed labels": (OBJECTIVES["pgi"](eps=eps), None, SMOOTHED),
+        "PGI": (OBJECTIVES["fgsm-pgi"](eps=eps), None, 0.0),
+        "PGI, smoothed labels": (OBJECTIVES["fgsm-pgi"](eps=eps), None, SMOOTHED),
     }
 
 

@@ -281,7 +281,7 @@ def train(
     patience
         Stop when this many epochs in a row were no better on the validation split.
     objective
-        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, pgi or gradalign; `robustcv list objectives`.
+        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, fgsm-pgi, gradalign: `robustcv list objectives`.
     eps
         Radius of the ball to train against, in units of [0, 1].
     norm
@@ -415,7 +415,7 @@ def harden(
     patience
         Stop when this many epochs in a row were no better on the validation split.
     objective
-        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, pgi or gradalign; `robustcv list objectives`.
+        standard; pgd-at, trades; with one step fast (n-fgsm), fgsm-rs, fgsm-pgi, gradalign: `robustcv list objectives`.
     eps
         Radius of the ball to train against, in units of [0, 1].
     norm

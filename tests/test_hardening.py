@@ -36,7 +36,7 @@ def test_threats_are_read_and_refused() -> None:
         ({"objective": "standard", "against": ["patch"]}, "trains on clean images"),
         ({"objective": "fast", "against": ["patch"]}, "takes one step"),
         ({"objective": "fast", "against": ["linf:8/255", "l2:1"]}, "takes one step"),
-        ({"objective": "pgi", "norm": "l2", "eps": 0.5}, "made for L-inf"),
+        ({"objective": "fgsm-pgi", "norm": "l2", "eps": 0.5}, "made for L-inf"),
         ({"eps": 8}, "outside"),
         ({"eps": 0}, "outside"),
     ):

@@ -63,7 +63,7 @@ def test_the_trades_attack_climbs_the_divergence_with_one_clean_pass() -> None:
 def test_pgi_goes_on_where_the_epoch_before_ended() -> None:
     """Against its formulas, image by image; the memory is whole numbers of an eps that rises."""
     model, images = curved()
-    objective, kept = OBJECTIVES["pgi"](eps=0.08, weight=3.0), None
+    objective, kept = OBJECTIVES["fgsm-pgi"](eps=0.08, weight=3.0), None
     rows, seeds = torch.tensor([3, 0, 6, 2, 5]), torch.arange(5)
     for strength in (0.5, 1.0, 1.0):
         eps = 0.08 * strength
@@ -85,7 +85,7 @@ def test_pgi_goes_on_where_the_epoch_before_ended() -> None:
 def test_pgi_is_at_the_worst_of_a_linear_model_after_two_epochs() -> None:
     linear = make_linear(2, (3, 8, 8), dtype=torch.float32)
     images, labels = make_images(5, (3, 8, 8), dtype=torch.float32), torch.tensor([0, 1, 0, 1, 1])
-    objective, rows = OBJECTIVES["pgi"](eps=0.02), torch.arange(5)
+    objective, rows = OBJECTIVES["fgsm-pgi"](eps=0.02), torch.arange(5)
     losses = [float(objective.at(rows, 5, 1.0)(linear, images, labels, seeds=rows)[0].detach()) for _ in range(3)]
     margin = (linear.weights[1] - linear.weights[0]).detach()
     away = torch.where(labels == 0, 1.0, -1.0)[:, None] * margin.sign()
@@ -96,7 +96,7 @@ def test_pgi_is_at_the_worst_of_a_linear_model_after_two_epochs() -> None:
 
 def test_a_step_computed_twice_begins_at_one_place() -> None:
     model, images = curved()
-    objective, rows = OBJECTIVES["pgi"](eps=0.05), torch.arange(5)
+    objective, rows = OBJECTIVES["fgsm-pgi"](eps=0.05), torch.arange(5)
     objective.at(rows, 5, 1.0)(model, images, LABELS, seeds=rows)
     again = objective.at(rows, 5, 1.0)
     first, second = (again(model, images, LABELS, seeds=rows)[0].detach() for _ in range(2))

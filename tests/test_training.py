@@ -58,7 +58,7 @@ def test_one_epoch_equals_a_loop_written_out() -> None:
 
 
 def bound(objective: str):
-    made, needs_eps = OBJECTIVES[objective], {"eps": 0.03} if objective in ("pgi", "gradalign") else {}
+    made, needs_eps = OBJECTIVES[objective], {"eps": 0.03} if objective in ("fgsm-pgi", "gradalign") else {}
     return made(**needs_eps) if isinstance(made, type) else partial(made, **needs_eps)
 
 
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_the_weights_of_a_straight_one(objective: str, m
 def test_what_remembers_each_image_wants_them_in_memory() -> None:
     images = Known(torch.rand(30, 3, 32, 32), torch.arange(30) % 2)
     with pytest.raises(rc.UserError, match="do not fit in memory"):
-        rc.train(as_images(images, memory_limit=100), objective="pgi", epochs=1, quiet=True)
+        rc.train(as_images(images, memory_limit=100), objective="fgsm-pgi", epochs=1, quiet=True)
 
 
 def test_the_best_validation_epoch_is_kept() -> None:

@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "fast": _N_FGSM,
     "fgsm-rs": _FGSM_RS,
     "n-fgsm": _N_FGSM,
-    "pgi": Pgi,
+    "fgsm-pgi": Pgi,
     "gradalign": gradalign,
 }
 

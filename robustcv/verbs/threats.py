@@ -23,7 +23,7 @@ from robustcv.training.recipe import Guard
 from robustcv.training.trades import Agreement
 from robustcv.verbs.prepare import parse_eps, parse_sweep
 
-SINGLE_STEP = ("fast", "fgsm-rs", "n-fgsm", "pgi", "gradalign")
+SINGLE_STEP = ("fast", "fgsm-rs", "n-fgsm", "fgsm-pgi", "gradalign")
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # corruptions that the audit does not count
 VALIDATION_STEPS = 10
 THREATS = (*NORMS, "gaussian", "corruptions", "patch", "spatial")
@@ -79,7 +79,7 @@ def training_threats(options: Mapping[str, Any]) -> Training:
             f"it cannot train against {', '.join(threat.kind for threat in threats)}",
             "use --objective pgd-at or trades",
         )
-    if objective in ("pgi", "gradalign") and threats[0].kind != "linf":
+    if objective in ("fgsm-pgi", "gradalign") and threats[0].kind != "linf":
         raise UserError("RCV-E091", f"{objective} is made for L-inf", "its noise lies in that ball", "--norm linf")
     most = max(steps, VALIDATION_STEPS) if objective in SINGLE_STEP else steps
     validate_with = mixed([_bind(threat, most) for threat in threats])
