@@ -61,7 +61,7 @@ def test_what_one_attack_alone_breaks_is_counted_and_is_broken() -> None:
 
 
 def test_the_same_attack_twice_has_two_names_and_a_page(trained, tmp_path) -> None:
-    options = {"n": 20, "eps": "16/255", "sweep": False, "effort": "thorough", "cases": 2, "explain": (), "quiet": True}
+    options = {"n": 10, "eps": "16/255", "sweep": False, "effort": "thorough", "cases": 2, "explain": (), "quiet": True}
     run = rc.audit(str(trained), "digits", **options, agreement=6, out=tmp_path / "a")
     table = run.record.agreement
     assert (

@@ -234,7 +234,9 @@ def test_compare_pairs_image_by_image_and_refuses_other_images(trained: Path, au
     same = rc.compare(audited, tmp_path / "same")
     for pair in same.comparison.paired:
         assert pair.only_a == pair.only_b == 0 and pair.difference == 0 and pair.p_value == 1
-    rc.audit(str(trained), "digits", n=50, eps="16/255", seed=1, cases=2, out=tmp_path / "other", quiet=True)
+    rc.audit(
+        str(trained), "digits", n=50, eps="16/255", seed=1, cases=2, explain=(), out=tmp_path / "other", quiet=True
+    )
     with pytest.raises(UserError, match="were made on different images"):
         rc.compare(audited, tmp_path / "other")
     forced = rc.compare(audited, tmp_path / "other", force=True, out=tmp_path / "forced")

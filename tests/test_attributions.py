@@ -11,12 +11,12 @@ from test_explainers import explain
 from torch import nn
 
 from robustcv.errors import UserError
-from robustcv.explainers import EXPLAINERS
+from robustcv.explainers import EXPLAINERS, design
 from robustcv.explainers.coalitions import draw, stands_for
 from robustcv.explainers.design import FREE, TOGETHER, choose
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
-from robustcv.explainers.odd_process import _priors, exact, shapley_values
+from robustcv.explainers.odd_process import _averaged, _priors, exact, shapley_values
 from robustcv.explainers.partition_shap import halving_tree, nearest_tree
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import LEVELS, references
@@ -445,6 +445,47 @@ def test_intervals_cover_the_truth_as_often_as_they_say(k: int) -> None:
             estimate, margin = shapley_values(drawn, game(drawn))
             covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
     assert 0.90 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("budget", [200, 400])
+def test_intervals_of_many_chosen_coalitions_cover_the_truth(budget: int) -> None:
+    """As `shapley` makes them, with neighbours; with the whole likelihood those of 200 would cover too seldom."""
+    covered, groups = [], neighbours(grid(3, 4, 3, 4))
+    for seed in range(10):
+        game = deep_game(12, 50 + seed)
+        wanted = exact(*enumerate_values(game, 12))
+        for draw_seed in range(6):
+            masks = choose(12, budget, 100 * seed + draw_seed)
+            estimate, margin = shapley_values(masks, game(masks), groups)
+            covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
+    assert 0.94 <= np.mean(covered) <= 0.99
+
+
+def test_averages_are_mixtures() -> None:
+    """Mean and deviation of draws from the mixture of two fits, weighed by the root of their likelihoods."""
+    fits = [(-3.0, np.array([0.0, 2.0]), np.array([1.0, 0.5])), (-1.0, np.array([1.0, 2.0]), np.array([0.5, 0.5]))]
+    mean, deviation = _averaged(fits, power=0.5)
+    generator, second = np.random.default_rng(0), 1 / (1 + math.exp(-1))
+    which = (generator.random(400_000) < second).astype(int)
+    drawn = np.stack([fit[1] for fit in fits])[which]
+    drawn = drawn + np.stack([fit[2] for fit in fits])[which] * generator.normal(size=drawn.shape)
+    assert mean == pytest.approx(drawn.mean(0), abs=0.01) and deviation == pytest.approx(drawn.std(0), abs=0.01)
+
+
+@pytest.mark.parametrize("choice", [draw, choose])
+def test_no_more_regions_than_can_be_counted(choice) -> None:
+    with pytest.raises(ValueError, match="more than the 500"):
+        choice(501, 64, 0)
+
+
+def test_few_coalitions_are_drawn_by_size_and_rounding_chooses_none(monkeypatch) -> None:
+    assert (choose(16, 38, 3) == draw(16, 38, 3)).all() and (choose(16, 40, 3) != draw(16, 40, 3)).any()
+    before, einsum, generator = choose(9, 50, 3), np.einsum, np.random.default_rng(0)
+    design._designed.cache_clear()
+    with monkeypatch.context() as patch:  # as another processor would round
+        patch.setattr(design.np, "einsum", lambda *a: (f := einsum(*a)) * (1 + 1e-13 * generator.normal(size=f.shape)))
+        assert (choose(9, 50, 3) == before).all()
+    design._designed.cache_clear()
 
 
 def test_groups_of_neighbours_are_blocks_of_a_grid_and_ignore_what_does_not_touch() -> None:

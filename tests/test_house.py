@@ -83,7 +83,7 @@ def test_the_examples_run(name: str, tmp_path: Path) -> None:
     example(name, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.every_case
 def test_the_example_of_a_shortcut_finds_it(tmp_path: Path) -> None:
     told = dict(
         line.rsplit(" ", 1) for line in example("find_shortcut.py", tmp_path) if line.startswith(("hon", "mis"))
@@ -100,7 +100,7 @@ def test_the_example_of_methods_of_ones_own_attacks_and_explains(tmp_path: Path)
     assert "rows heat map of the adversarial image" in page
 
 
-@pytest.mark.slow
+@pytest.mark.every_case
 def test_the_example_of_a_torchvision_network_audits_a_folder(tmp_path: Path) -> None:
     """On a network as small as torchvision has, with weights of nobody: two classes, so that it is sometimes right."""
     import torchvision

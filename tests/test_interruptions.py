@@ -264,7 +264,7 @@ class Hungry(torch.nn.Module):
 
 def test_where_memory_does_not_suffice_batches_are_halved_and_verdicts_stay(capsys, tmp_path) -> None:
     runtime.forget_notes()
-    model, images = train_patches(conv, seed=3), patches(90, 5)
+    model, images = train_patches(conv, seed=3), patches(50, 5)
     hungry = Hungry(model, 10).eval()
     with frozen(model), frozen(hungry):
         plain = worst_case(job_for(model, images), plan_for("standard", "linf"), eps=4 / 255)

@@ -94,6 +94,32 @@ def test_pgi_is_at_the_worst_of_a_linear_model_after_two_epochs() -> None:
     assert losses[1] > losses[2]  # tied to where they were
 
 
+def test_pgi_begins_where_pixels_can_be() -> None:
+    """A black pixel that should have got darker is black: one step later it is as bright as eps allows."""
+    linear = make_linear(2, (3, 8, 8), dtype=torch.float32)
+    images, rows = torch.zeros(4, 3, 8, 8), torch.arange(4)
+    objective = OBJECTIVES["fgsm-pgi"](eps=0.1)
+    objective.at(rows, 4, 1.0)(linear, images, torch.tensor([0, 1, 0, 1]), seeds=rows)
+    margin = (linear.weights[1] - linear.weights[0]).detach().reshape(3, 8, 8)
+    for kept, away in zip(objective.kept, (margin, -margin, margin, -margin), strict=True):
+        assert (kept[away > 0] == 1).all() and (kept[away < 0] < 1).all()
+
+
+def test_what_is_remembered_is_rolled_back_with_the_weights() -> None:
+    """A guard that always sees a collapse: the epoch is done again with PGD, from the memory of before it."""
+    images = digits()[1]
+    classifier = build("small_cnn", classes=10, size=32)
+    fit(classifier, images, images, objective=OBJECTIVES["standard"], recipe=Recipe(epochs=4, batch_size=32))
+    one, none = partial(ATTACKS["pgd"], eps=0.01, steps=1, keep="last"), lambda _, x, y, seeds=None: x
+    hopeless = partial(ATTACKS["pgd"], eps=1.0, steps=5, keep="last")
+    objective = OBJECTIVES["fgsm-pgi"](eps=0.01)
+    fitted = fit(
+        classifier, images, images, objective=objective, validate_with=hopeless, attack_at=lambda _: one,
+        guard=Guard(none, one), recipe=Recipe(epochs=1, batch_size=32, learning_rate=1e-4),
+    )  # fmt: skip
+    assert fitted.epochs[-1].recovered and objective.kept is None
+
+
 def test_a_step_computed_twice_begins_at_one_place() -> None:
     model, images = curved()
     objective, rows = OBJECTIVES["fgsm-pgi"](eps=0.05), torch.arange(5)

@@ -88,7 +88,7 @@ def test_every_pass_is_counted_and_every_success_is_one_in_float32() -> None:
     assert 5 < len(rows) and bool(wrong[outcome.broken_by[rows] >= 0].all())
 
 
-@pytest.mark.parametrize("name", ["deepfool", "ddn", "fmn", "fab", "apgd"])
+@pytest.mark.parametrize("name", ["deepfool", "ddn", "fmn", pytest.param("fab", marks=pytest.mark.every_case), "apgd"])
 def test_no_attack_finds_less_in_bfloat16(name: str) -> None:
     """DeepFool stops at the border that bfloat16 sees; what float32 denies it is asked again in float32."""
     model, images = honest_models.trained(conv, seed=3).eval(), patches(120, 5)

@@ -125,7 +125,13 @@ def test_attacks_see_only_what_the_ones_before_them_left(problem) -> None:
 
 @pytest.mark.parametrize(
     ("effort", "batch_size"),
-    [("quick", 1), ("quick", 7), ("standard", 1), ("standard", 7), pytest.param("thorough", 7, marks=pytest.mark.slow)],
+    [
+        ("quick", 1),
+        ("quick", 7),
+        ("standard", 1),
+        ("standard", 7),
+        pytest.param("thorough", 7, marks=pytest.mark.every_case),
+    ],
 )
 def test_verdicts_do_not_depend_on_the_batch_and_candidates_hardly(batch_size: int, effort: str) -> None:
     model = Curved()

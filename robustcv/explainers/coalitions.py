@@ -29,8 +29,7 @@ def draw(regions: int, budget: int, seed: int) -> Masks:
     ValueError
         If there are more than 500 regions.
     """
-    if regions > 500:
-        raise ValueError(f"{regions} regions are more than the 500 whose coalitions can be counted")
+    require_countable(regions)
     generator = np.random.default_rng(seed % (1 << 63))
     sizes = np.arange(1, regions // 2 + 1)
     room = [math.comb(regions, int(s)) // (2 if 2 * s == regions else 1) for s in sizes]
@@ -41,6 +40,18 @@ def draw(regions: int, budget: int, seed: int) -> Masks:
         if pairs:
             masks.append(_subsets(regions, size, pairs, among, generator))
     return with_complements(np.concatenate(masks))
+
+
+def require_countable(regions: int) -> None:
+    """Refuse more regions than whose coalitions floating point can count.
+
+    Raises
+    ------
+    ValueError
+        If there are more than 500.
+    """
+    if regions > 500:
+        raise ValueError(f"{regions} regions are more than the 500 whose coalitions can be counted")
 
 
 def with_complements(half: NDArray[np.bool_]) -> Masks:

@@ -20,9 +20,10 @@ class Pgi:
     """Compute cross-entropy after one L-inf step from where the epoch before ended, tied to the logits at its start.
 
     The prior-guided initialisation FGSM-EP of Jia et al. 2022: each image's perturbation is kept and is the start of
-    its next step, so that single steps add up to an attack of many, and the mean squared change of the logits from
-    start to end is held small. A perturbation is -1, 0 or 1 times eps in each pixel, so that the memory takes a byte a
-    pixel value, and grows with an eps that rises.
+    its next step, so that single steps add up, and the mean squared change of the logits from start to end is held
+    small. As in the authors' code, what augmentation does to an image is not done to its perturbation. That is
+    -1, 0 or 1 times eps in each pixel: the memory takes a byte a pixel value, on the device of the images, and grows
+    with an eps that rises.
 
     Parameters
     ----------
@@ -60,7 +61,9 @@ class Pgi:
         targets: Float[Tensor, "n k"] | None = None,
     ) -> tuple[Tensor, Float[Tensor, "n k"]]:
         begun = _begun(before, images, seeds)
-        here = (images + eps * begun).clamp(0, 1).requires_grad_()
+        here = (images + eps * begun).clamp(0, 1)
+        begun = begun.where(here != images, 0)  # a black pixel cannot get darker: the next step begins where it is
+        here.requires_grad_()
         start = classifier(here)
         (slope,) = torch.autograd.grad(cross_entropy(start, labels, targets), here, retain_graph=True)
         moved = (begun + slope.sign()).clamp(-1, 1)
@@ -78,12 +81,13 @@ class Pgi:
     def share(self, device: torch.device) -> None:
         """Give every process what each has kept since this was called last; an image was moved by one of them."""
         if processes.size() > 1 and (shape := processes.agreed(self.kept is not None and tuple(self.kept.shape))):
-            ours, moved = torch.zeros((2, *shape), dtype=torch.int8, device=device)
-            if self.kept is not None:
-                rows = torch.cat(self.own)
-                ours[rows], moved[rows] = self.kept[rows], 1
-            processes.mean_over([ours, moved], 1)
-            self.kept = ours.where(moved > 0, torch.full_like(ours, UNSEEN) if self.kept is None else self.kept)
+            ours = torch.zeros(shape, dtype=torch.int8, device=device)  # shifted by 2: 0 where nobody moved
+            if self.kept is None:
+                self.kept = torch.full_like(ours, UNSEEN)
+            for rows in self.own:
+                ours[rows] = self.kept[rows] + 2
+            processes.mean_over([ours], 1)
+            self.kept = torch.where(ours > 0, ours - 2, self.kept)
         self.own.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
