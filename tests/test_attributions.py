@@ -688,9 +688,9 @@ def test_a_thousand_images_keep_no_graph_alive(problem) -> None:
     for name in ("integrated_gradients", "deep_lift", "grad_cam", "shapley"):
         options = {"samples": 8} if name == "shapley" else {"steps": 2} if name == "integrated_gradients" else {}
         tensors = []
-        for start in range(0, 1000, 100):
-            images = torch.rand(100, 3, 6, 5, generator=torch.Generator().manual_seed(start))
-            explain(name, model, images, torch.zeros(100, dtype=torch.long), **options)
+        for start in range(0, 1000, 250):
+            images = torch.rand(250, 3, 6, 5, generator=torch.Generator().manual_seed(start))
+            explain(name, model, images, torch.zeros(250, dtype=torch.long), **options)
             gc.collect()
             tensors.append(sum(type(each) is torch.Tensor for each in gc.get_objects()))
         assert max(tensors[1:]) <= tensors[0] + 5, name

@@ -285,16 +285,25 @@ def test_the_nearest_image_in_feature_space_is_the_image_itself(problem) -> None
 
 def test_everything_the_page_can_show_is_there(trained: Path, tmp_path: Path) -> None:
     made = rc.explain(
-        str(trained), "digits", n=50, method=["ig", "shapley"], measures=["deletion", "randomisation_smooth"],
-        budget=32, eps="8/255", neighbours="digits", cases=3, out=tmp_path / "explain", quiet=True,
+        str(trained), "digits", n=50, method=["ig", "shapley"], measures=["deletion"],
+        budget=32, neighbours="digits", cases=3, out=tmp_path / "explain", quiet=True,
+    )  # fmt: skip
+    attacked = rc.explain(
+        str(trained), "digits", n=6, method=["ig", "shapley"], measures=["randomisation_smooth"], budget=32,
+        eps="8/255", out=tmp_path / "attacked", quiet=True,
     )  # fmt: skip
     record = made.record
     assert [result.method for result in record.explanations] == ["integrated_gradients", "shapley"]
     assert len(record.cases) == 3 and all(len(case.neighbours) == 3 for case in record.cases)
     assert {row.method for row in record.measures} == {"integrated_gradients", "shapley", "random", "sobel", "centre"}
-    assert {row.quantity for row in record.stability} == {"spearman", "top_overlap", "mass_shift", "centroid_shift"}
+    assert {row.quantity for row in attacked.record.stability} == {
+        "spearman",
+        "top_overlap",
+        "mass_shift",
+        "centroid_shift",
+    }
     assert record.focus and all(row.n >= 5 for row in record.focus)
-    page = made.page.read_text()
+    page = made.page.read_text() + attacked.page.read_text()
     for wanted in ("How good are the maps?", "Do the maps stand an attack?", "Where classes are looked for"):
         assert wanted in page
     for broken in ("None", "nan", "undefined", "e-0", "e+0"):

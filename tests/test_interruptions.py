@@ -210,7 +210,13 @@ def test_what_was_not_attacked_passes_no_gate_and_is_not_compared(trained, tmp_p
         rc.compare(out, out)
 
 
-@pytest.mark.parametrize("name", ["_wins", "_one_step", "_unfinished", "_unbounded"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_one_step",
+        *(pytest.param(each, marks=pytest.mark.every_case) for each in ("_wins", "_unfinished", "_unbounded")),
+    ],
+)
 def test_a_ctrl_c_among_the_flags_raises_none(name, trained, tmp_path, monkeypatch) -> None:
     from robustcv.evaluation import reliability
 
