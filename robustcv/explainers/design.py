@@ -52,7 +52,7 @@ def _designed(regions: int, pairs: int) -> NDArray[np.bool_]:
     """Choose one coalition of each pair, the empty one first."""
     masks = _candidates(regions)
     z = np.where(masks, 1.0, -1.0)
-    kernel, by_positive, _ = tables(regions, min(0.8, TOGETHER / regions))
+    kernel, by_positive, _ = tables(regions, TOGETHER / regions)
     positive = (z > 0).sum(1, keepdims=True) - (z > 0)  # shown ones among the others
     # given the chosen: variance of what each pair would say, its covariance with the values; and Cholesky's factor
     unknown = np.full(len(z), kernel[-1] + FREE * regions)

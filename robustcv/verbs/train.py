@@ -28,7 +28,7 @@ from robustcv.runtime import Advance, Progress, pick_device
 from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, fit
 from robustcv.training.averaging import Average
 from robustcv.training.layers import layers_of
-from robustcv.training.objectives import Precision
+from robustcv.training.objectives import Precision, Remembering
 from robustcv.verbs.prepare import (
     Clock,
     Result,
@@ -295,7 +295,8 @@ def fit_once(
     made, extra = OBJECTIVES[name], given.get(name, {})
     if "eps" in inspect.signature(made).parameters:
         extra["eps"] = parse_threats(options)[0].size
-    if isinstance(made, type) and not isinstance(sets.train, ImageSet):
+    objective = made(**extra) if isinstance(made, type) else functools.partial(made, **extra)
+    if isinstance(objective, Remembering) and not isinstance(sets.train, ImageSet):
         raise UserError(
             "RCV-E091",
             f"{name} keeps a perturbation of every training image",
@@ -306,7 +307,7 @@ def fit_once(
         classifier,
         sets.train,
         sets.validation,
-        objective=made(**extra) if isinstance(made, type) else functools.partial(made, **extra),
+        objective=objective,
         recipe=recipe_of(options, default_augment(sets.train, options["augment"]), classifier, begun=begun),
         attack_at=threats.attack_at,
         validate_with=threats.validate_with,
