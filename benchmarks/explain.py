@@ -215,9 +215,14 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+ASKING = ("occlusion", "lime", "rise", "kernel_shap", "shapley")  # by forward passes alone
+ONCE = ("saliency", "deep_lift", "grad_cam")  # in one pass or two
+
+
 def overhead(options: argparse.Namespace) -> None:
-    """Seconds of a method over those of its bare passes at the best batch."""
-    print("\n### Time over the floor: rows x time of a row at the best batch\n")
+    """Seconds of a method over those of its bare passes at the best batch, measured in turns."""
+    print("\n### Time over the floor: rows x time of a row at the best batch")
+    print("\nOf methods of one pass or two also over the bare passes of the same images, in brackets.\n")
     methods = {
         "saliency": {}, "integrated_gradients": {"steps": 32}, "gradient_shap": {"samples": 32},
         "smooth_grad": {"samples": 32}, "deep_lift": {}, "grad_cam": {}, "occlusion": {}, "lime": {}, "rise": {},
@@ -227,18 +232,10 @@ def overhead(options: argparse.Namespace) -> None:
     print("| model | method | " + " | ".join(f"{n} images" for n in sizes) + " |\n|" + "---|" * 5)
     for name in ("cifar_resnet20-cifar-standard", "small_cnn-cifar-standard"):
         model, images, targets = problem(name, 64)
-        floor = {"F": math.inf, "F+B": math.inf}
-        for batch in (16, 32, 64, 128, 256):
-            rows = images.repeat(-(-batch // 64), 1, 1, 1)[:batch].contiguous()
-            for _ in range(2 + options.rounds):
-                floor["F"] = min(
-                    floor["F"], timed(lambda rows=rows, model=model: bare(model, rows, back=False)) / batch
-                )
-                floor["F+B"] = min(
-                    floor["F+B"], timed(lambda rows=rows, model=model: bare(model, rows, back=True)) / batch
-                )
+        best = {back: best_batch(model, images, back=back) for back in (False, True)}
         for method, given in methods.items():
             cells = []
+            back = method not in ASKING
             for n in sizes:
                 regions = (
                     {"regions": regions_of(images[:n], "slic:16")}
@@ -248,13 +245,30 @@ def overhead(options: argparse.Namespace) -> None:
                 run = lambda: EXPLAINERS[method](model, images[:n], targets[:n], **given, **regions)  # noqa: E731, B023
                 made = run()
                 passes = int(made.forwards.sum()) + int(made.details.get("shared_forwards", 0))
-                unit = (
-                    floor["F"]
-                    if method in ("occlusion", "lime", "rise", "kernel_shap", "shapley")
-                    else floor["F+B"] / 2
-                )
-                cells.append(statistics.median(timed(run) for _ in range(options.rounds)) / (passes * unit))
-            print(f"| {name} | {method} | " + " | ".join(f"{each:.2f}" for each in cells) + " |", flush=True)
+                rows = passes / (2 if back else 1)
+                cell = f"{over(run, model, best[back], rows, options.rounds, back=back):.2f}"
+                if method in ONCE:
+                    cell += f" ({over(run, model, images[:n], rows, options.rounds, back=back):.2f})"
+                cells.append(cell)
+            print(f"| {name} | {method} | " + " | ".join(cells) + " |", flush=True)
+
+
+def best_batch(model: nn.Module, images: Tensor, *, back: bool) -> Tensor:
+    """Find the batch whose rows pass in the least time."""
+    batches = [images.repeat(-(-size // len(images)), 1, 1, 1)[:size].contiguous() for size in (16, 32, 64, 128, 256)]
+    return min(batches, key=lambda rows: min(timed(lambda: bare(model, rows, back=back)) for _ in range(5)) / len(rows))
+
+
+def over(run: Callable[[], object], model: nn.Module, batch: Tensor, rows: float, rounds: int, *, back: bool) -> float:
+    """Measure a method and bare passes of a batch in turns: the ratio of the medians, for as many rows."""
+    took = timed(run)
+    turns = max(rounds, min(50, int(0.5 / took)))
+    every = max(1, min(20, int(took / timed(lambda: bare(model, batch, back=back)))))
+    pairs = []
+    for _ in range(turns):
+        floor = statistics.median(timed(lambda: bare(model, batch, back=back)) for _ in range(every))
+        pairs.append((timed(run), floor / len(batch) * rows))
+    return statistics.median(own for own, _ in pairs) / statistics.median(floor for _, floor in pairs)
 
 
 def bare(model: nn.Module, rows: Tensor, *, back: bool) -> None:

@@ -79,11 +79,15 @@ def uniform(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], stream: int = 0)
     stream
         A different stream gives independent numbers for the same seed.
     """
-    size = math.prod(shape)
-    start = _splitmix(seeds + _wrap((stream + 1) * _GOLDEN))
+    return uniforms(seeds, shape, [stream])[0]
+
+
+def uniforms(seeds: Int64[Tensor, " n"], shape: tuple[int, ...], streams: Iterable[int]) -> Float[Tensor, "s n ..."]:
+    """Draw what `uniform` draws from each of many streams, at once."""
+    offsets = torch.tensor([_wrap((stream + 1) * _GOLDEN) for stream in streams], device=seeds.device)
+    start = _splitmix(seeds + offsets[:, None]).flatten()
     hashed = _hashed_on_processor if seeds.device.type == "cpu" else _hashed
-    drawn = hashed(start, size)
-    return drawn.div_(1 << 24).reshape(len(seeds), *shape)
+    return hashed(start, math.prod(shape)).div_(1 << 24).reshape(len(offsets), len(seeds), *shape)
 
 
 def _hashed(start: Int64[Tensor, " n"], size: int) -> Float[Tensor, "n size"]:

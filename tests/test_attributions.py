@@ -16,7 +16,7 @@ from robustcv.explainers.coalitions import draw, stands_for
 from robustcv.explainers.design import FREE, TOGETHER, choose
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
-from robustcv.explainers.odd_process import _averaged, _priors, exact, shapley_values
+from robustcv.explainers.odd_process import _averaged, _fit, _priors, exact, shapley_values
 from robustcv.explainers.partition_shap import halving_tree, nearest_tree
 from robustcv.explainers.pool import Pool
 from robustcv.explainers.references import LEVELS, references
@@ -514,7 +514,33 @@ def test_the_prior_is_the_sum_of_independent_interactions() -> None:
     assert np.allclose(prior.between, between) and np.allclose(prior.reach, reach) and np.allclose(prior.own, own)
     linear = sum(rho * len(group) for group in groups)
     assert prior.crooked == pytest.approx(between[0, 0] - linear)
-    assert prior.scaled(0.3).between == pytest.approx(between * 0.3 / prior.crooked)
+    (whole,) = _priors(z, [range(k)], [0.2])
+    assert whole.mixed(prior, 0.3).between == pytest.approx(
+        0.7 * whole.between / whole.crooked + 0.3 * between / prior.crooked
+    )
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_fit_is_the_posterior_by_inverse_matrices(free: bool) -> None:
+    """Universal kriging as textbooks have it: generalised least squares, and the likelihood of what is left."""
+    k, generator = 6, np.random.default_rng(0)
+    z = np.where(choose(k, 32, 3)[1::2], 1, -1)
+    odd = generator.normal(size=len(z))
+    (prior,) = _priors(z, [range(k)], [0.4])
+    likelihood, estimate, deviation = _fit(prior, z, odd, free=free)
+    inverse = np.linalg.inv(prior.between + 1e-10 * prior.between[0, 0] * np.eye(len(z)))
+    information = z.T @ inverse @ z
+    slopes = np.linalg.solve(information, z.T @ inverse @ odd) if free else np.zeros(k)
+    left = odd - z @ slopes
+    dof = len(z) - (k if free else 0)
+    scale = left @ inverse @ left / dof
+    missing = 2 * np.eye(k) - z.T @ inverse @ prior.reach
+    variance = prior.own - np.einsum("ij,ik,kj->j", prior.reach, inverse, prior.reach)
+    variance += np.einsum("ij,ik,kj->j", missing, np.linalg.inv(information), missing) if free else 0
+    log_determinant = -np.linalg.slogdet(inverse)[1] + (np.linalg.slogdet(information)[1] if free else 0)
+    assert np.allclose(estimate, 2 * slopes + prior.reach.T @ inverse @ left, atol=1e-8)
+    assert np.allclose(deviation, np.sqrt(scale * variance), rtol=1e-6)
+    assert likelihood == pytest.approx(-0.5 * log_determinant - 0.5 * dof * np.log(scale), rel=1e-8)
 
 
 def test_knowing_what_touches_helps_where_neighbours_act_together_and_keeps_intervals_honest() -> None:

@@ -58,9 +58,14 @@ def _pooled(rules: Rules, x: Tensor, pool: Function) -> Tensor:
         value, place = pool(x.detach())
         value0, place0 = pool(x0)  # of one image, where all share it
         place = torch.where(value >= value0, place, place0).flatten(2)
-        moved = (x.detach() - x0).flatten(2).gather(2, place)
-        slope = torch.where(moved.abs() > tiny(x), (value - value0).flatten(2) / moved, 1.0)
+        moved = _at(x.detach(), place).sub_(_at(x0.expand_as(x), place))
+        slope = (value - value0).flatten(2).div_(moved).nan_to_num_(1.0)  # at most 1, and 0/0 where nothing moved
     return _Picked.apply(x, (value, place, slope))  # type: ignore[no-any-return]
+
+
+def _at(x: Tensor, place: Tensor) -> Tensor:
+    """Give the value at a place of each plane, laid out in memory as the places are."""
+    return torch.gather(x.flatten(2), 2, place, out=torch.empty_like(place, dtype=x.dtype))
 
 
 class _Picked(torch.autograd.Function):
@@ -73,15 +78,17 @@ class _Picked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         value, place, slope = given
         ctx.save_for_backward(place, slope)
-        ctx.shape = x.shape
+        ctx.shape, ctx.last = x.shape, x.is_contiguous(memory_format=torch.channels_last)
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         place, slope = ctx.saved_tensors
-        share = slope * gradients[0].flatten(2)
-        planes = share.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
-        return planes.scatter_add_(2, place, share).reshape(ctx.shape), None
+        share = slope.mul_(gradients[0].flatten(2))  # used once
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        planes = torch.empty(ctx.shape, dtype=share.dtype, device=share.device, memory_format=layout).zero_()
+        planes.view(*ctx.shape[:2], -1).scatter_add_(2, place, share)
+        return planes, None
 
 
 def softmax(rules: Rules, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:

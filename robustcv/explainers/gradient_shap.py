@@ -68,8 +68,7 @@ def gradient_shap(
     counts = (samples + 1) // 2, max(1, samples // 2)
     heatmaps = (halves[0] + halves[1]) / samples
     uncertain = half_error(halves[0] / counts[0], halves[1] / counts[1]) if samples > 1 else torch.full((n,), torch.nan)
-    at_others = torch.stack([reference_logits(classifier, start, targets, rows) for start in others], 1)
-    before = at_others.gather(1, which).mean(1)
+    before = reference_logits(classifier, others, targets, rows).gather(1, which).mean(1)
     change = target_logits(classifier, ends, targets, rows) - before
     return Explanation(
         heatmaps=heatmaps.float(),

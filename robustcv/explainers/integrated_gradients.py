@@ -66,7 +66,7 @@ def integrated_gradients(
         maps += found / len(starts)
         errors += uncertain * found.flatten(1).norm(dim=1) / len(starts)
         costs += 2 * points + (len(start) == len(images))
-        change = change - reference_logits(classifier, start, targets, rows) / len(starts)
+    change = change - reference_logits(classifier, starts, targets, rows).mean(1)
     length = maps.flatten(1).norm(dim=1)  # of the mean map, which can be far shorter than each baseline's
     errors = torch.where(length > 0, errors / length.clamp_min(1e-30), errors)
     shared = sum(len(start) != len(images) for start in starts)

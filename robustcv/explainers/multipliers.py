@@ -163,16 +163,15 @@ class _Sloped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (slope,) = ctx.saved_tensors
-        return slope * gradients[0], None  # in this order: the layout of the first is kept, and suits the net
+        return slope.mul_(gradients[0]), None  # used once; its layout suits the net
 
 
 def _slope(name: str, function: Function, x: Tensor, x0: Tensor, value: Tensor) -> Tensor:
     """Compute (f(x) - f(x0)) / (x - x0), and f' where the two meet; in place, for this is most of what a map costs."""
-    moved, value0 = x - x0, function(x0)
-    slope: Tensor = (value - value0).div_(moved)
-    if name == "relu":  # exact however near the two are; where they meet it is 1 if both are above 0, and 0/0 otherwise
-        both = value.sign().mul_(value0.sign())
-        return torch.maximum(slope.nan_to_num_(0.0), both, out=slope)
+    if name == "relu":
+        return _relu_slope(x, x0)
+    moved = x - x0
+    slope: Tensor = (value - function(x0)).div_(moved)
     met = moved.abs_() <= tiny(x)
     if not bool(met.any()):
         return slope
@@ -180,6 +179,12 @@ def _slope(name: str, function: Function, x: Tensor, x0: Tensor, value: Tensor) 
         inputs = x.clone().requires_grad_()
         (own,) = torch.autograd.grad(function(inputs).sum(), inputs)
     return torch.where(met, own, slope)
+
+
+def _relu_slope(x: Tensor, x0: Tensor) -> Tensor:
+    """Compute max(x, x0) / |x - x0| between 0 and 1: exact however near the two are, 1 where they meet above 0."""
+    x0 = torch.where(x0 == 0, -torch.finfo(x.dtype).tiny, x0)  # of 0 and 0 the slope is 0, and not 0/0
+    return torch.maximum(x, x0).div_((x - x0).abs_()).clamp_(0, 1)
 
 
 def _fitted(recorded: Tensor, value: Tensor) -> Tensor | None:

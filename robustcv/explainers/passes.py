@@ -24,17 +24,19 @@ def target_logits(
 
 
 def reference_logits(
-    classifier: nn.Module, start: Float[Tensor, "m c h w"], targets: Int64[Tensor, " n"], rows: int
-) -> Float[Tensor, " n"]:
-    """Compute each image's target logit at its reference: one for all images, or one for each."""
+    classifier: nn.Module, starts: list[Float[Tensor, "_ c h w"]], targets: Int64[Tensor, " n"], rows: int
+) -> Float[Tensor, "n b"]:
+    """Compute each image's target logit at each of its references, which are one for all images or one for each."""
+    inputs = torch.cat(starts)
 
     def run(part: slice) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = classifier(start[part])
+            logits: Tensor = classifier(inputs[part])
         return logits
 
-    logits = torch.cat(in_chunks(run, len(start), rows)).expand(len(targets), -1)
-    return logits.gather(1, targets[:, None]).squeeze(1)
+    parts = torch.cat(in_chunks(run, len(inputs), rows)).split([len(start) for start in starts])
+    chosen = [part.expand(len(targets), -1).gather(1, targets[:, None]) for part in parts]
+    return torch.cat(chosen, 1)
 
 
 def target_gradients(

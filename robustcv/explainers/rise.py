@@ -57,11 +57,11 @@ def rise(
     fills = references(images, fill)
     half = [_Sums(n, h, w, images.device), _Sums(n, h, w, images.device)]
     for numbers in torch.arange(samples).split(max(1, pool.rows // n)):
-        masks = torch.stack([_masks(seeds, number, cells, shown, h, w) for number in numbers.tolist()])
+        masks = _masks(seeds, numbers.tolist(), cells, shown, h, w)
         owner = torch.arange(n, device=images.device).repeat(len(numbers))
         logits = pool.ask(masks.flatten(0, 1).to(images), owner, fills).gather(1, targets.repeat(len(numbers))[:, None])
-        for number, mask, logit in zip(numbers.tolist(), masks, logits.reshape(-1, n), strict=True):
-            half[number % 2].add(mask, logit)
+        for first in range(min(2, len(numbers))):
+            half[int(numbers[first]) % 2].add(masks[first::2].double(), logits.reshape(-1, n)[first::2])
     both = _Sums(n, h, w, images.device)
     for each in half:
         both.merge(each)
@@ -82,11 +82,11 @@ class _Sums:
         self.logit = torch.zeros(n, device=device, dtype=torch.float64)
 
     def add(self, masks: Tensor, logits: Tensor) -> None:
-        self.count += 1
-        self.mask += masks
-        self.squares += masks.double() ** 2
-        self.product += masks * logits[:, None, None]
-        self.logit += logits
+        self.count += len(masks)
+        self.mask += masks.sum(0)
+        self.squares += masks.square().sum(0)
+        self.product += torch.einsum("snhw,sn->nhw", masks, logits)
+        self.logit += logits.sum(0)
 
     def merge(self, other: "_Sums") -> None:
         self.count += other.count
@@ -101,15 +101,16 @@ class _Sums:
         return slope[:, None]
 
 
-def _masks(seeds: Tensor, number: int, cells: int, shown: float, h: int, w: int) -> Float[Tensor, "n h w"]:
-    """Make one mask of each image."""
-    coarse = (draws.uniform(seeds, (1, cells + 1, cells + 1), 2 * number) < shown).float()
+def _masks(seeds: Tensor, numbers: list[int], cells: int, shown: float, h: int, w: int) -> Float[Tensor, "s n h w"]:
+    """Make each image's masks of these numbers."""
+    coarse = (draws.uniforms(seeds, (cells + 1, cells + 1), [2 * number for number in numbers]) < shown).float()
     high, wide = -(-h // cells), -(-w // cells)
-    large = functional.interpolate(
-        coarse, ((cells + 1) * high, (cells + 1) * wide), mode="bilinear", align_corners=False
-    )
-    shift = draws.uniform(seeds, (2,), 2 * number + 1)
+    size = ((cells + 1) * high, (cells + 1) * wide)
+    large = functional.interpolate(coarse.flatten(0, 1)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    shift = draws.uniforms(seeds, (2,), [2 * number + 1 for number in numbers]).flatten(0, 1)
     top, left = (shift[:, 0] * high).long(), (shift[:, 1] * wide).long()
     y = top[:, None] + torch.arange(h, device=seeds.device)
     x = left[:, None] + torch.arange(w, device=seeds.device)
-    return large[torch.arange(len(seeds), device=seeds.device)[:, None, None], 0, y[:, :, None], x[:, None, :]]
+    which = torch.arange(len(large), device=seeds.device)[:, None, None]
+    masks: Tensor = large[which, y[:, :, None], x[:, None, :]]
+    return masks.reshape(len(numbers), len(seeds), h, w)
