@@ -314,8 +314,9 @@ def train(
     gradual
         Then let one more stage of the network learn each epoch, from the head down.
     augment
-        Of crop, flip, rotate, colour, cutout, trivial (TrivialAugment), augmix, or none; by default crop, and
-        flip where a mirrored image keeps its class.
+        Of crop, resized-crop (a part of the image made as large as all of it, as for ImageNet), flip, rotate, colour,
+        cutout, trivial (TrivialAugment), augmix, or none; by default crop, and flip where a mirrored image keeps its
+        class.
     mix
         none, mixup or cutmix.
     label_smoothing
@@ -442,8 +443,9 @@ def harden(
     average
         none, ema (exponential average of the weights) or swa (equal average over the last quarter).
     augment
-        Of crop, flip, rotate, colour, cutout, trivial (TrivialAugment), augmix, or none; by default crop, and
-        flip where a mirrored image keeps its class.
+        Of crop, resized-crop (a part of the image made as large as all of it, as for ImageNet), flip, rotate, colour,
+        cutout, trivial (TrivialAugment), augmix, or none; by default crop, and flip where a mirrored image keeps its
+        class.
     mix
         none, mixup or cutmix.
     label_smoothing

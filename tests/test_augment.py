@@ -4,11 +4,21 @@ import math
 
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as vision
 
 from robustcv.data import operations
-from robustcv.data.augment import _MIXED, _WIDE, AUGMENTATIONS, augmix, cutout, jitter, trivial
+from robustcv.data.augment import (
+    _MIXED,
+    _WIDE,
+    AUGMENTATIONS,
+    _boxes,
+    augmix,
+    cutout,
+    jitter,
+    resized_crop,
+    trivial,
+)
 
 PICTURES = (torch.rand(6, 3, 17, 22, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
 STRENGTHS = torch.tensor([-0.9, -0.35, 0.0, 0.2, 0.55, 0.99])
@@ -113,3 +123,29 @@ def test_augmix_lies_between_the_image_and_its_chains() -> None:
     flat = torch.full((50, 3, 16, 16), 0.5)  # no operation but shifts and posterising changes a flat grey much
     assert float((augmix(flat, torch.Generator().manual_seed(0)) - 0.5).abs().max()) <= 0.5
     assert not {op.__name__ for op, *_ in _MIXED} & {"brightness", "contrast", "sharpness", "colour"}
+
+
+def test_parts_are_enlarged_as_torchvision_enlarges_them() -> None:
+    made = resized_crop(PICTURES, torch.Generator().manual_seed(1))
+    boxes = _boxes(6, 17, 22, torch.Generator().manual_seed(1), 0.08)
+    assert len(boxes[2].unique()) > 3 and len(boxes[3].unique()) > 3
+    for image, own, box in zip(PICTURES, made, zip(*boxes, strict=True), strict=True):
+        top, left, height, width = (int(side) for side in box)
+        wanted = vision.resized_crop(image, top, left, height, width, [17, 22], antialias=False)
+        assert torch.allclose(own, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("h", "w"), [(32, 32), (20, 64), (64, 9)])
+def test_parts_are_drawn_as_torchvision_draws_them(h: int, w: int) -> None:
+    """Mean and spread of each side and place, and how often none of ten fits."""
+    n = 4000
+    own = torch.stack(_boxes(n, h, w, torch.Generator().manual_seed(0), 0.08)).double()
+    crop, picture = v2.RandomResizedCrop(8), torch.zeros(3, h, w)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [crop.make_params([picture]) for _ in range(n)]
+    theirs = torch.tensor([[p[k] for p in drawn] for k in ("top", "left", "height", "width")]).double()
+    error = theirs.std(1) / n**0.5
+    assert ((own.mean(1) - theirs.mean(1)).abs() <= 5 * error + 1e-9).all()
+    assert torch.allclose(own.std(1), theirs.std(1), rtol=0.06)
+    assert int(own[0].min()) == 0 and int((own[0] + own[2]).max()) <= h and int((own[1] + own[3]).max()) <= w

@@ -11,14 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_data import png
+from torch.utils.data import Subset
+from torchvision.transforms import v2
 
 import robustcv as rc
 from robustcv.data import DATASETS, ImageStream, load
+from robustcv.data.augment import flip, resized_crop
 from robustcv.data.hub import _Row
 from robustcv.data.shards import _paths
+from robustcv.draws import image_seed
 from robustcv.errors import UserError
+from robustcv.models import build
 from robustcv.runtime import Progress
+from robustcv.training import Recipe, fit
+from robustcv.training.objectives import standard
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -119,6 +127,55 @@ def test_large_sets_are_streamed_and_every_sample_is_seen_once(tmp_path: Path, m
         rows = torch.arange(12) if order is None else order
         assert torch.equal(torch.cat(labels), whole.labels[rows])
         assert torch.equal(torch.cat(images).mul(255).round().byte(), whole.images[rows])
+
+
+def test_streams_crop_as_they_decode_from_all_pixels(tmp_path: Path) -> None:
+    """Parts of a picture of 96 pixels, made 24 large: torchvision's own, by seed and row, whatever the batches."""
+    fine = (torch.arange(96)[:, None] // 2 + torch.arange(96) // 2) % 2 * 255  # a checkerboard, which 24 pixels cannot show
+    for k in range(6):
+        (tmp_path / "train" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = torch.stack([fine, torch.full_like(fine, 40 * k), torch.arange(96).expand(96, 96)], -1)
+        Image.fromarray(pixels.byte().numpy()).save(tmp_path / "train" / "ab"[k % 2] / f"{k}.png")
+    stream = load(str(tmp_path), split="train", resize=24, memory_limit=0)
+    before = torch.get_rng_state()
+    first, again, other = (next(stream.cropped(seed).batches(6))[0] for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.shape == (6, 3, 24, 24) and torch.equal(first, again) and not torch.equal(first, other)
+    backwards = torch.cat([part for part, _ in stream.cropped(1).batches(4, torch.arange(6).flip(0))])
+    assert torch.equal(backwards, first.flip(0))
+    for row, image in enumerate(first):
+        crop = v2.RandomResizedCrop(24)
+        with torch.random.fork_rng(devices=[]), Image.open(io.BytesIO(stream.dataset.files[row].read())) as picture:
+            torch.manual_seed(image_seed(1, str(row), "resized-crop"))
+            wanted = v2.functional.pil_to_tensor(crop(picture)).float() / 255
+        assert torch.equal(image, wanted)
+    whole = next(stream.batches(6))[0]
+    assert 5 * float(whole[:, 0].std()) < float(first[:, 0].std())  # fine detail shows in a part alone
+    mine = ImageStream(Subset(stream.dataset, range(6)), stream.all_labels, ("a", "b"), (3, 24, 24), name="", split="")
+    assert mine.cropped(1) is None
+
+
+def test_training_on_a_stream_crops_from_all_pixels_and_resumes(tmp_path: Path) -> None:
+    for k in range(8):
+        (tmp_path / "set" / "train" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(0, 256, (40, 40, 3), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(tmp_path / "set" / "train" / "ab"[k % 2] / f"{k}.png")
+    stream = load(str(tmp_path / "set"), split="train", resize=20, memory_limit=0)
+    seen = []
+
+    def watched(classifier, images, labels, *, perturb, seeds, targets):
+        seen.append(images.clone())
+        return standard(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
+
+    recipe = Recipe(epochs=2, batch_size=8, augment=(resized_crop, flip), seed=3)
+    torch.manual_seed(0)
+    fit(build("small_cnn", classes=2, size=20), stream, stream, objective=watched, recipe=recipe)
+    for epoch, images in enumerate(seen):
+        generator = torch.Generator().manual_seed(3 * 1_000_003 + epoch)
+        order = torch.randperm(8, generator=generator)
+        parts, _ = next(stream.cropped(3 * 1_000_003 + epoch).batches(8, order))
+        assert torch.equal(images, flip(parts, generator))
+    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)
 
 
 def test_json_labels_and_numbers_without_names(tmp_path: Path) -> None:

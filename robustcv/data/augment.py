@@ -32,6 +32,40 @@ def crop(images: Float[Tensor, "n c h w"], generator: torch.Generator, padding: 
     return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def resized_crop(
+    images: Float[Tensor, "n c h w"], generator: torch.Generator, least: float = 0.08
+) -> Float[Tensor, "n c h w"]:
+    """Enlarge a random part of each image to all of it: ``least`` to 1 of its area, its sides 3:4 to 4:3.
+
+    So are networks for ImageNet trained (Szegedy et al. 2015); bilinear, boxes drawn as torchvision draws them. Images
+    that are decoded as they are needed are cropped then, from all their pixels: `ImageStream.cropped`.
+    """
+    n, _, h, w = images.shape
+    top, left, height, width = (side.to(images)[:, None] for side in _boxes(n, h, w, generator, least))
+    y = top + (((torch.arange(h).to(images) + 0.5) * height / h - 0.5).clamp_min(0)).minimum(height - 1)
+    x = left + (((torch.arange(w).to(images) + 0.5) * width / w - 0.5).clamp_min(0)).minimum(width - 1)
+    y, x = (2 * y + 1) / h - 1, (2 * x + 1) / w - 1
+    grid = torch.stack([x[:, None, :].expand(n, h, w), y[:, :, None].expand(n, h, w)], -1)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _boxes(n: int, h: int, w: int, generator: torch.Generator, least: float) -> tuple[Tensor, ...]:
+    """Draw top, left, height and width of n boxes: the first of ten that fits, or else the largest in the middle."""
+    area = h * w * (least + (1 - least) * torch.rand(n, 10, generator=generator))
+    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(n, 10, generator=generator) - 1))
+    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (width > 0) & (width <= w) & (height > 0) & (height <= h)
+    first = torch.cat([fits, torch.ones(n, 1, dtype=torch.bool)], 1).int().argmax(1, keepdim=True)
+    whole = torch.tensor([min(h, round(w * 4 / 3)), min(w, round(h * 4 / 3))]).expand(n, 2)
+    height, width = (
+        torch.cat([drawn, whole[:, k, None]], 1).gather(1, first).squeeze(1) for k, drawn in enumerate((height, width))
+    )
+    room = torch.rand(2, n, generator=generator)
+    places = [torch.where(first[:, 0] == 10, side // 2, (share * (side + 1)).long())
+              for share, side in zip(room, (h - height, w - width), strict=True)]  # fmt: skip
+    return places[0], places[1], height, width
+
+
 def rotate(
     images: Float[Tensor, "n c h w"], generator: torch.Generator, degrees: float = 10.0
 ) -> Float[Tensor, "n c h w"]:
@@ -140,6 +174,7 @@ def _uniform(images: Tensor, generator: torch.Generator) -> Tensor:
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "crop": crop,
+    "resized-crop": resized_crop,
     "flip": flip,
     "rotate": rotate,
     "colour": jitter,

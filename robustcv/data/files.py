@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustcv.data import cache
 from robustcv.data.image_set import MEMORY_LIMIT, ImageSet, ImageStream, split_rows
+from robustcv.draws import image_seed
 from robustcv.errors import UserError, first_line
 from robustcv.runtime import Progress
 
@@ -97,7 +98,7 @@ def from_files(
             )
     labels = torch.tensor([classes[file.class_name] for file in chosen])
     twins = None if names is None else torch.tensor([file.name in names for file in chosen])
-    first = _decode(chosen[0], resize)
+    first = _decode(chosen[0], _fitted(resize))
     if isinstance(first, UserError):
         raise first
     c, h, w = first.shape
@@ -280,7 +281,7 @@ class _Tried(Dataset[bool]):
         return len(self.files)
 
     def __getitem__(self, row: int) -> bool:
-        return isinstance(_decode(self.files[row], self.resize), Tensor)
+        return isinstance(_decode(self.files[row], _fitted(self.resize)), Tensor)
 
 
 def _workers(n: int) -> int:
@@ -307,18 +308,24 @@ def open_image(source: io.BytesIO | str) -> Iterator[Any]:
         raise ValueError(first_line(error)) from error
 
 
-def _decode(file: ImageFile, resize: int | None) -> Tensor | UserError:
-    """Decode one file to uint8 RGB, or give the error that names it."""
+Shaping = Callable[[Any], Any]  # of an RGB picture as Pillow decodes it
+
+
+def _fitted(resize: int | None) -> Shaping:
+    """Make pictures this many pixels square: the shorter side resized, the middle cropped; None leaves them."""
     from PIL import Image, ImageOps
+
+    return lambda rgb: rgb if resize is None else ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
+
+
+def _decode(file: ImageFile, shaped: Shaping) -> Tensor | UserError:
+    """Decode one file to uint8 RGB, or give the error that names it."""
 
     try:
         with open_image(io.BytesIO(file.read())) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"{image.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss")
-            rgb = image.convert("RGB")
-            if resize is not None:
-                rgb = ImageOps.fit(rgb, (resize, resize), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            return torch.from_numpy(np.array(shaped(image.convert("RGB")))).permute(2, 0, 1)
     except (*TORN, SyntaxError) as error:
         return UserError(
             "RCV-E048",
@@ -340,7 +347,7 @@ class _Decoded(Dataset[tuple[Tensor | UserError, int]]):
         return len(self.files)
 
     def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
-        image = _decode(self.files[row], self.resize)
+        image = _decode(self.files[row], _fitted(self.resize))
         if isinstance(image, Tensor) and tuple(image.shape) != self.shape:
             (_, h, w), (_, height, width) = image.shape, self.shape
             image = UserError(
@@ -350,6 +357,28 @@ class _Decoded(Dataset[tuple[Tensor | UserError, int]]):
                 f"add --resize {min(height, width)} (shorter side resized, centre cropped)",
             )
         return image, self.labels[row]
+
+    def cropped(self, seed: int) -> "_Cropped":
+        """Give the same files with a random crop of each, which differs by seed and row."""
+        return _Cropped(self, seed)
+
+
+class _Cropped(Dataset[tuple[Tensor | UserError, int]]):
+    """Decodes on demand, and cuts a random part from each picture, which is made as large as the set's images are."""
+
+    def __init__(self, whole: _Decoded, seed: int) -> None:
+        self.whole, self.seed = whole, seed
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
+        from torchvision.transforms import v2
+
+        crop = v2.RandomResizedCrop(self.whole.shape[1:])
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(image_seed(self.seed, str(row), "resized-crop"))
+            return _decode(self.whole.files[row], crop), self.whole.labels[row]
 
 
 def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:

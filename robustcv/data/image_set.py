@@ -221,11 +221,25 @@ class ImageStream:
             twins=self.all_twins,
         )
 
+    def cropped(self, seed: int) -> "ImageStream | None":
+        """Give the stream with a random crop of each image, taken at its full size (torchvision's RandomResizedCrop).
+
+        Which part depends on the seed and the row alone. None where the data set is the caller's and decodes itself.
+        """
+        if not hasattr(self.dataset, "cropped"):
+            return None
+        found = self.take(torch.arange(len(self)))
+        found.dataset = self.dataset.cropped(seed)
+        return found
+
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:
         """Decode and yield float images in [0, 1] and labels, in the order given or as they stand."""
         rows = self.indices if order is None else self.indices[order]
         workers = min(self.workers, len(os.sched_getaffinity(0)))
-        loader = DataLoader(Subset(self.dataset, rows.tolist()), batch_size, num_workers=workers, collate_fn=_collate)
+        loader = DataLoader(
+            Subset(self.dataset, rows.tolist()), batch_size, num_workers=workers, collate_fn=_collate,
+            generator=torch.Generator(),
+        )  # fmt: skip  # its own, or it would draw a seed from the global one
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch

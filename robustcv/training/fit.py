@@ -13,11 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustcv import processes, stopping
 from robustcv.classifier import has_batch_norm
+from robustcv.data.augment import resized_crop
+from robustcv.data.image_set import ImageStream
 from robustcv.folding import forget
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
 from robustcv.training.objectives import Perturb, Remembering, pgd_at
-from robustcv.training.recipe import Guard, Recipe
+from robustcv.training.recipe import Augment, Guard, Recipe
 from robustcv.training.schedules import SCHEDULES
 from robustcv.training.validation import Batches, Diverged, validate
 from robustcv.training.weight_attack import Replayed, adversarial_weights, buffers_kept
@@ -297,14 +299,15 @@ class _Run:
         if processes.size() > 1:  # each draws for its own images; the attacks' seeds are common
             augmenting = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank() + 1)
         done = step = 0
-        for whole, rows, images, labels in self._batches(order):
+        source, changes = self._source(epoch)
+        for whole, rows, images, labels in self._batches(source, order):
             progress = self._progress(epoch, done, start)
             if progress >= 1 and done:
                 break
             if whole == 1 and self.couples and recipe.batch_size > 1 and done:
                 continue  # batch norm has no variance of one image; another is left over in the next epoch
             self._set_rate(progress)
-            ready = self._prepared(images, labels, augmenting) if len(labels) else None
+            ready = self._prepared(images, labels, changes, augmenting) if len(labels) else None
             seeds = torch.randint(-(1 << 62), 1 << 62, (whole,), generator=generator)
             if ready is not None:
                 images, labels, targets = ready
@@ -328,11 +331,20 @@ class _Run:
         totals = processes.summed([float(loss_sum), float(correct)])
         return totals[0] / done, round(totals[1]), done
 
-    def _batches(self, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def _source(self, epoch: int) -> tuple[Batches, tuple[Augment, ...]]:
+        """Give the training images, and what changes them on the device: streams of files crop as they decode."""
+        changes = self.recipe.augment
+        if isinstance(self.train, ImageStream) and resized_crop in changes:
+            cropped = self.train.cropped(self.recipe.seed * 1_000_003 + epoch)
+            if cropped is not None:
+                return cropped, tuple(change for change in changes if change is not resized_crop)
+        return self.train, changes
+
+    def _batches(self, source: Batches, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield each batch's size, and this process's share of its rows, images and labels."""
         batches = order.split(self.recipe.batch_size)
         parts = [rows[processes.rank() :: processes.size()] for rows in batches]
-        own = self.train.batches(max(len(parts[0]), 1), torch.cat(parts))
+        own = source.batches(max(len(parts[0]), 1), torch.cat(parts))
         empty = torch.empty(0)
         for rows, part in zip(batches, parts, strict=True):
             images, labels = next(own) if len(part) else (empty, empty)
@@ -349,12 +361,12 @@ class _Run:
         return self.objective
 
     def _prepared(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator
+        self, images: Tensor, labels: Tensor, changes: tuple[Augment, ...], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Move a batch to the device, augment it, and give soft targets where something asks for them."""
         recipe = self.recipe
         images, labels = images.to(self.device), labels.to(self.device)
-        for change in recipe.augment:
+        for change in changes:
             images = change(images, generator)
         targets = None
         if recipe.mix is not None or recipe.label_smoothing > 0:
