@@ -131,7 +131,7 @@ def test_large_sets_are_streamed_and_every_sample_is_seen_once(tmp_path: Path, m
 
 def test_streams_crop_as_they_decode_from_all_pixels(tmp_path: Path) -> None:
     """Parts of a picture of 96 pixels, made 24 large: torchvision's own, by seed and row, whatever the batches."""
-    fine = (torch.arange(96)[:, None] // 2 + torch.arange(96) // 2) % 2 * 255  # a checkerboard, which 24 pixels cannot show
+    fine = (torch.arange(96)[:, None] // 2 + torch.arange(96) // 2) % 2 * 255  # finer than 24 pixels show
     for k in range(6):
         (tmp_path / "train" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         pixels = torch.stack([fine, torch.full_like(fine, 40 * k), torch.arange(96).expand(96, 96)], -1)
