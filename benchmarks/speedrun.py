@@ -155,10 +155,8 @@ def main() -> None:
             with (options.out / "speedrun.jsonl").open("a") as kept:
                 kept.writelines(json.dumps({"device": where, "pixels": course.pixels, **row}) + "\n" for row in rows)
             cells = [spread(rows, name) for name in ("robust", "clean", "seconds", "epochs")]
-            print(
-                f"| {part} | {budget} | {'' if options.smoke else WANTED[part].get(budget, '')} | {' | '.join(cells)} |",
-                flush=True,
-            )
+            wanted = "" if options.smoke else WANTED[part].get(budget, "")
+            print(f"| {part} | {budget} | {wanted} | {' | '.join(cells)} |", flush=True)
 
 
 def spread(rows: list[dict], name: str) -> str:

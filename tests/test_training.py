@@ -106,6 +106,16 @@ def test_the_best_validation_epoch_is_kept() -> None:
         assert torch.equal(tensor, kept[fitted.selected_epoch - 1][name])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pixels_kept_on_a_gpu_are_the_same() -> None:
+    images = as_images(make_images(40), torch.arange(40) % 10)
+    near = images.near(torch.device("cuda"))
+    assert near.images.is_cuda and images.near(torch.device("cpu")) is images
+    order = torch.randperm(40)
+    for (own, labels), (there, same) in zip(images.batches(16, order), near.batches(16, order), strict=True):
+        assert torch.equal(own, there.cpu()) and torch.equal(labels, same)
+
+
 def test_attack_passes_compute_no_weight_gradients_and_leave_batch_norm_alone() -> None:
     classifier = build("cifar_resnet20", classes=10, size=32)
     images, labels = make_images(4, (3, 32, 32), dtype=torch.float32), torch.arange(4)

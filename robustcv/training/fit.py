@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from robustcv import processes, stopping
 from robustcv.classifier import has_batch_norm
 from robustcv.data.augment import resized_crop
-from robustcv.data.image_set import ImageStream
+from robustcv.data.image_set import ImageSet, ImageStream
 from robustcv.folding import forget
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
@@ -169,10 +169,13 @@ class _Run:
         guard: Guard | None,
         advance: Advance,
     ) -> None:
-        self.classifier, self.train, self.validation = classifier, train, validation
+        self.device = next(classifier.parameters()).device
+        self.classifier = classifier
+        self.train, self.validation = (
+            each.near(self.device) if isinstance(each, ImageSet) else each for each in (train, validation)
+        )
         self.objective, self.recipe, self.attack_at = objective, recipe, attack_at
         self.validate_with, self.guard, self.advance = validate_with, guard, advance
-        self.device = next(classifier.parameters()).device
         self.stepper = _optimizer(recipe, classifier)
         self.mean: AveragedModel | None = averaged(classifier, recipe.average, recipe.decay)
         self.history: list[EpochResult] = []
