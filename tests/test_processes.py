@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,25 @@ def test_an_audit_in_several_processes_is_that_of_one(trained: Path, alone: Path
     assert "torch" not in done.stderr and "Traceback" not in done.stderr
     same_audit(alone, tmp_path / "audit")
     assert not list((tmp_path / "audit" / "state").glob("*.safetensors"))
+
+
+@pytest.mark.every_case
+def test_an_audit_by_two_agents_that_meet_over_the_network_is_that_of_one(
+    trained: Path, alone: Path, tmp_path: Path
+) -> None:
+    """The README's command for two machines, both of them this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "-m", "robustcv", *AUDIT,
+               "--model", str(trained), "-o", str(tmp_path / "audit"), "--resume"]  # fmt: skip
+    agents = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]  # fmt: skip
+    told = [agent.communicate(timeout=400) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert "".join(out for out, _ in told).strip() == str(tmp_path / "audit" / "report.html")
+    same_audit(alone, tmp_path / "audit")
 
 
 @pytest.mark.slow
