@@ -14,6 +14,7 @@ from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS, design
 from robustcv.explainers.coalitions import draw, stands_for
 from robustcv.explainers.design import FREE, TOGETHER, choose
+from robustcv.explainers.integrated_gradients import _edges, _relative, _unsure
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
 from robustcv.explainers.odd_process import _averaged, _fit, _priors, exact, shapley_values
@@ -189,6 +190,22 @@ class Kinked(nn.Module):
 
     def forward(self, images):
         return self.layers(images)
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_the_expected_error_is_that_of_random_walks(even: bool) -> None:
+    """Gradients that go like random walks along the path: squared errors have the mean that is expected of them."""
+    generator, n, fine = torch.Generator().manual_seed(0), 400, 6000
+    walks = torch.randn(n, fine, 8, generator=generator, dtype=torch.float64).cumsum(1) / fine**0.5
+    t = (torch.arange(15, dtype=torch.float64) + 0.5) / 15
+    t = (t if even else t**1.5).expand(n, -1)
+    shares = walks.gather(1, (t * fine).long()[:, :, None].expand(-1, -1, 8))[:, :, :, None, None]
+    maps = torch.einsum("nk,nkchw->nchw", _edges(t).diff(dim=1), shares)
+    true = (maps.flatten(1) - walks.mean(1)).square().sum(1)
+    expected = _unsure(shares, t).sum(1)
+    assert float(true.mean() / expected.mean()) == pytest.approx(1, abs=0.06)
+    stated = _relative(_unsure(shares, t), maps)
+    assert torch.allclose(stated.double(), 1.3 * expected.sqrt() / maps.flatten(1).norm(dim=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("error", [0.2, 0.05, 0.02])
