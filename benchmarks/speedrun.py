@@ -107,7 +107,7 @@ class Course:
         """Draw training and validation images."""
         whole = self.whole.take(stratified(self.whole.labels, min(self.n, len(self.whole)), seed))
         rows, held_out = split_rows(whole.labels, min(1000, self.n // 10) / len(whole), seed)
-        return whole.take(rows), whole.take(held_out)
+        return whole.take(rows).near(self.device), whole.take(held_out).near(self.device)
 
     def run(self, part: str, budget: float, seed: int) -> dict:
         """Train one network and judge it."""

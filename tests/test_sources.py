@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 import robustcv as rc
 from robustcv.data import DATASETS, ImageStream, load
-from robustcv.data.augment import flip, resized_crop
+from robustcv.data.augment import flip
 from robustcv.data.hub import _Row
 from robustcv.data.shards import _paths
 from robustcv.draws import image_seed
@@ -27,6 +27,7 @@ from robustcv.models import build
 from robustcv.runtime import Progress
 from robustcv.training import Recipe, fit
 from robustcv.training.objectives import standard
+from robustcv.verbs.train import cropped_when_decoded
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -152,7 +153,11 @@ def test_streams_crop_as_they_decode_from_all_pixels(tmp_path: Path) -> None:
     whole = next(stream.batches(6))[0]
     assert 5 * float(whole[:, 0].std()) < float(first[:, 0].std())  # fine detail shows in a part alone
     mine = ImageStream(Subset(stream.dataset, range(6)), stream.all_labels, ("a", "b"), (3, 24, 24), name="", split="")
-    assert mine.cropped(1) is None
+    names = ("flip", "resized-crop")
+    assert cropped_when_decoded(mine, names) == (names, None)
+    assert cropped_when_decoded(stream.in_memory(), names) == (names, None)
+    assert cropped_when_decoded(stream, ("flip",)) == (("flip",), None)
+    assert cropped_when_decoded(stream, names) == (("flip",), stream.cropped)
 
 
 def test_training_on_a_stream_crops_from_all_pixels_and_resumes(tmp_path: Path) -> None:
@@ -167,9 +172,9 @@ def test_training_on_a_stream_crops_from_all_pixels_and_resumes(tmp_path: Path) 
         seen.append(images.clone())
         return standard(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
 
-    recipe = Recipe(epochs=2, batch_size=8, augment=(resized_crop, flip), seed=3)
+    recipe = Recipe(epochs=2, batch_size=8, augment=(flip,), seed=3)
     torch.manual_seed(0)
-    fit(build("small_cnn", classes=2, size=20), stream, stream, objective=watched, recipe=recipe)
+    fit(build("small_cnn", classes=2, size=20), stream, stream, objective=watched, recipe=recipe, redraw=stream.cropped)
     for epoch, images in enumerate(seen):
         generator = torch.Generator().manual_seed(3 * 1_000_003 + epoch)
         order = torch.randperm(8, generator=generator)

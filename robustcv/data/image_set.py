@@ -227,15 +227,18 @@ class ImageStream:
             twins=self.all_twins,
         )
 
-    def cropped(self, seed: int) -> "ImageStream | None":
+    @property
+    def croppable(self) -> bool:
+        """Whether images can be cropped as they are decoded; not where the caller's own data set decodes them."""
+        return hasattr(self.dataset, "cropped")
+
+    def cropped(self, seed: int) -> "ImageStream":
         """Give the stream with a random crop of each image, taken at its full size (torchvision's RandomResizedCrop).
 
-        Which part depends on the seed and the row alone. None where the data set is the caller's and decodes itself.
+        Which part depends on the seed and the row alone.
         """
-        if not hasattr(self.dataset, "cropped"):
-            return None
         found = self.take(torch.arange(len(self)))
-        found.dataset = self.dataset.cropped(seed)
+        found.dataset = self.dataset.cropped(seed)  # type: ignore[attr-defined]
         return found
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Batches:

@@ -13,13 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustcv import processes, stopping
 from robustcv.classifier import has_batch_norm
-from robustcv.data.augment import resized_crop
-from robustcv.data.image_set import ImageSet, ImageStream
 from robustcv.folding import forget
 from robustcv.runtime import Advance
 from robustcv.training.averaging import averaged, begins
 from robustcv.training.objectives import Perturb, Remembering, pgd_at
-from robustcv.training.recipe import Augment, Guard, Recipe
+from robustcv.training.recipe import Guard, Recipe
 from robustcv.training.schedules import SCHEDULES
 from robustcv.training.validation import Batches, Diverged, validate
 from robustcv.training.weight_attack import Replayed, adversarial_weights, buffers_kept
@@ -80,6 +78,7 @@ def fit(
     attack_at: AttackAt | None = None,
     validate_with: Perturb | None = None,
     guard: Guard | None = None,
+    redraw: Callable[[int], Batches] | None = None,
     begun: bool = False,
     state: dict[str, Any] | None = None,
     save_state: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -109,6 +108,9 @@ def fit(
     guard
         Notices catastrophic overfitting after each epoch; the epoch is then done again from where it began, with the
         guard's stronger attack.
+    redraw
+        Gives the training images of an epoch from a seed: the same rows, cropped anew as they are decoded. None uses
+        ``train`` in every epoch.
     begun
         The classifier is trained already: it is validated as epoch 0, and kept where no epoch is better.
     state
@@ -123,7 +125,7 @@ def fit(
     Diverged
         If the loss stops being a number in the first epoch. Later, training ends with the best weights so far.
     """
-    run = _Run(classifier, train, validation, objective, recipe, attack_at, validate_with, guard, advance)
+    run = _Run(classifier, train, validation, objective, recipe, attack_at, validate_with, guard, redraw, advance)
     if state is not None:
         run.restore(state)
     elif begun:
@@ -167,15 +169,13 @@ class _Run:
         attack_at: AttackAt | None,
         validate_with: Perturb | None,
         guard: Guard | None,
+        redraw: Callable[[int], Batches] | None,
         advance: Advance,
     ) -> None:
-        self.device = next(classifier.parameters()).device
-        self.classifier = classifier
-        self.train, self.validation = (
-            each.near(self.device) if isinstance(each, ImageSet) else each for each in (train, validation)
-        )
+        self.classifier, self.train, self.validation = classifier, train, validation
         self.objective, self.recipe, self.attack_at = objective, recipe, attack_at
-        self.validate_with, self.guard, self.advance = validate_with, guard, advance
+        self.validate_with, self.guard, self.redraw, self.advance = validate_with, guard, redraw, advance
+        self.device = next(classifier.parameters()).device
         self.stepper = _optimizer(recipe, classifier)
         self.mean: AveragedModel | None = averaged(classifier, recipe.average, recipe.decay)
         self.history: list[EpochResult] = []
@@ -302,7 +302,7 @@ class _Run:
         if processes.size() > 1:  # each draws for its own images; the attacks' seeds are common
             augmenting = torch.Generator().manual_seed((recipe.seed * 1_000_003 + epoch) * 4099 + processes.rank() + 1)
         done = step = 0
-        source, changes = self._source(epoch)
+        source = self.train if self.redraw is None else self.redraw(recipe.seed * 1_000_003 + epoch)
         for whole, rows, images, labels in self._batches(source, order):
             progress = self._progress(epoch, done, start)
             if progress >= 1 and done:
@@ -310,7 +310,7 @@ class _Run:
             if whole == 1 and self.couples and recipe.batch_size > 1 and done:
                 continue  # batch norm has no variance of one image; another is left over in the next epoch
             self._set_rate(progress)
-            ready = self._prepared(images, labels, changes, augmenting) if len(labels) else None
+            ready = self._prepared(images, labels, augmenting) if len(labels) else None
             seeds = torch.randint(-(1 << 62), 1 << 62, (whole,), generator=generator)
             if ready is not None:
                 images, labels, targets = ready
@@ -334,15 +334,6 @@ class _Run:
         totals = processes.summed([float(loss_sum), float(correct)])
         return totals[0] / done, round(totals[1]), done
 
-    def _source(self, epoch: int) -> tuple[Batches, tuple[Augment, ...]]:
-        """Give the training images, and what changes them on the device: streams of files crop as they decode."""
-        changes = self.recipe.augment
-        if isinstance(self.train, ImageStream) and resized_crop in changes:
-            cropped = self.train.cropped(self.recipe.seed * 1_000_003 + epoch)
-            if cropped is not None:
-                return cropped, tuple(change for change in changes if change is not resized_crop)
-        return self.train, changes
-
     def _batches(self, source: Batches, order: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield each batch's size, and this process's share of its rows, images and labels."""
         batches = order.split(self.recipe.batch_size)
@@ -364,12 +355,12 @@ class _Run:
         return self.objective
 
     def _prepared(
-        self, images: Tensor, labels: Tensor, changes: tuple[Augment, ...], generator: torch.Generator
+        self, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Move a batch to the device, augment it, and give soft targets where something asks for them."""
         recipe = self.recipe
         images, labels = images.to(self.device), labels.to(self.device)
-        for change in changes:
+        for change in recipe.augment:
             images = change(images, generator)
         targets = None
         if recipe.mix is not None or recipe.label_smoothing > 0:

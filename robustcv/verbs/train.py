@@ -14,7 +14,7 @@ from torch import nn
 
 from robustcv import processes, records, runs, stopping
 from robustcv.classifier import Classifier, has_batch_norm
-from robustcv.data import Images, ImageSet
+from robustcv.data import Images, ImageSet, ImageStream
 from robustcv.data.augment import AUGMENTATIONS
 from robustcv.data.mix import MIXES
 from robustcv.errors import UserError, unknown_name
@@ -303,12 +303,18 @@ def fit_once(
             f"{len(sets.train):,} images of {sets.train.name} do not fit in memory, and those would take as much again",
             "use --objective fast, which keeps nothing",
         )
+    augment, redraw = cropped_when_decoded(sets.train, default_augment(sets.train, options["augment"]))
+    device = next(classifier.parameters()).device
+    train, validation = (
+        each.near(device) if isinstance(each, ImageSet) else each for each in (sets.train, sets.validation)
+    )
     return fit(
         classifier,
-        sets.train,
-        sets.validation,
+        train,
+        validation,
         objective=objective,
-        recipe=recipe_of(options, default_augment(sets.train, options["augment"]), classifier, begun=begun),
+        recipe=recipe_of(options, augment, classifier, begun=begun),
+        redraw=redraw,
         attack_at=threats.attack_at,
         validate_with=threats.validate_with,
         guard=threats.guard,
@@ -339,6 +345,15 @@ def default_augment(images: Images, given: Any) -> tuple[str, ...]:
         if name not in AUGMENTATIONS:
             raise unknown_name("augmentation", name, [*AUGMENTATIONS, "none"])
     return names
+
+
+def cropped_when_decoded(
+    images: Images, augment: tuple[str, ...]
+) -> tuple[tuple[str, ...], Callable[[int], ImageStream] | None]:
+    """Give what is left to change on the device, and how a stream of files is cropped as it is decoded, if it is."""
+    if "resized-crop" in augment and isinstance(images, ImageStream) and images.croppable:
+        return tuple(name for name in augment if name != "resized-crop"), images.cropped
+    return augment, None
 
 
 def check_training_options(options: Mapping[str, Any]) -> None:
