@@ -155,18 +155,28 @@ def shapley(options: argparse.Namespace) -> None:
             print(f"\n95 % intervals of `shapley` covered {', '.join(covered)}.", flush=True)
 
 
-def crossing(budgets: tuple[int, ...], errors: list[float], level: float) -> str:
-    """Interpolate, in logarithms, where an error curve falls to a level."""
-    if errors[0] <= level:
-        return f"under {budgets[0]}"
-    for left, right, high, low in zip(budgets, budgets[1:], errors, errors[1:], strict=False):
-        if low <= level:
-            share = (math.log(high) - math.log(level)) / (math.log(high) - math.log(low))
-            return f"{round(math.exp(math.log(left) + share * (math.log(right) - math.log(left))))}"
-    return f"over {budgets[-1]}"
+def falls(budgets: tuple[float, ...], errors: list[float], level: float) -> float | None:
+    """Interpolate, in logarithms, where an error curve falls to a level; None outside the budgets."""
+    if errors[0] > level:
+        for left, right, high, low in zip(budgets, budgets[1:], errors, errors[1:], strict=False):
+            if low <= level:
+                share = (math.log(high) - math.log(level)) / (math.log(high) - math.log(low))
+                return math.exp(math.log(left) + share * (math.log(right) - math.log(left)))
+    return None
+
+
+def crossing(budgets: tuple[float, ...], errors: list[float], level: float) -> str:
+    """Say where an error curve falls to a level."""
+    found = falls(budgets, errors, level)
+    if found is None:
+        return f"under {budgets[0]:.0f}" if errors[0] <= level else f"over {budgets[-1]:.0f}"
+    return f"{found:.0f}"
 
 
 # -- integrated gradients: passes for a stated error ---
+
+
+THEIRS, OURS = "captum, gausslegendre", "robustcv, error="
 
 
 def ig(options: argparse.Namespace) -> None:
@@ -199,10 +209,12 @@ def ig(options: argparse.Namespace) -> None:
             errors.append(float(off(made.heatmaps).median()))
             met = float((off(made.heatmaps) <= wanted).float().mean())
             lines.append(f"error={wanted}: met on {100 * met:.0f} % of images with {spent[-1]:.0f} points (median)")
-        curves["robustcv, error="] = (spent, errors)
+        curves[OURS] = (spent, errors)
         for method, (points, found) in curves.items():
             cells = [crossing(tuple(points), found, level) for level in (0.05, 0.02, 0.01)]
             print(f"| {name} | {method} | {' | '.join(cells)} |", flush=True)
+        default, own = (falls(tuple(curves[way][0]), curves[way][1], 0.02) for way in (THEIRS, OURS))
+        lines.append(f"captum's default over ours at 2 %: {default / own:.2f}")
         print("| | " + "; ".join(lines) + " | | | |", flush=True)
 
 

@@ -14,7 +14,7 @@ from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS, design
 from robustcv.explainers.coalitions import draw, stands_for
 from robustcv.explainers.design import FREE, TOGETHER, choose
-from robustcv.explainers.integrated_gradients import _edges, _relative, _unsure
+from robustcv.explainers.integrated_gradients import _cuts, _integral, _plan, _relative, _unsure
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
 from robustcv.explainers.odd_process import _averaged, _fit, _priors, exact, shapley_values
@@ -198,14 +198,54 @@ def test_the_expected_error_is_that_of_random_walks(even: bool) -> None:
     generator, n, fine = torch.Generator().manual_seed(0), 400, 6000
     walks = torch.randn(n, fine, 8, generator=generator, dtype=torch.float64).cumsum(1) / fine**0.5
     t = (torch.arange(15, dtype=torch.float64) + 0.5) / 15
-    t = (t if even else t**1.5).expand(n, -1)
-    shares = walks.gather(1, (t * fine).long()[:, :, None].expand(-1, -1, 8))[:, :, :, None, None]
-    maps = torch.einsum("nk,nkchw->nchw", _edges(t).diff(dim=1), shares)
+    t = t if even else t**1.5
+    shares = walks[:, (t * fine).long(), :, None, None]
+    maps = torch.stack([_integral(own, t) for own in shares])
+    unsure = torch.stack([_unsure(own, t) for own in shares])
     true = (maps.flatten(1) - walks.mean(1)).square().sum(1)
-    expected = _unsure(shares, t).sum(1)
-    assert float(true.mean() / expected.mean()) == pytest.approx(1, abs=0.06)
-    stated = _relative(_unsure(shares, t), maps)
-    assert torch.allclose(stated.double(), 1.3 * expected.sqrt() / maps.flatten(1).norm(dim=1), rtol=1e-5)
+    assert float(true.mean() / unsure.sum(1).mean()) == pytest.approx(1, abs=0.06)
+    stated = torch.stack([_relative(*both) for both in zip(unsure, maps, strict=True)])
+    assert torch.allclose(stated.double(), 1.3 * unsure.sum(1).sqrt() / maps.flatten(1).norm(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_paths_are_cut_into_the_fewest_parts_that_suffice(seed: int) -> None:
+    """Against every way of sharing points out among three points' gaps and ends, by the error that they would leave."""
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.rand(3, generator=generator, dtype=torch.float64).sort().values
+    rates = torch.rand(4, generator=generator, dtype=torch.float64) ** 3  # of the walk, in each gap and at each end
+
+    def left(points: torch.Tensor) -> float:
+        """Give the expected squared error by the rates themselves."""
+        corners = torch.cat([t.new_zeros(1), points, t.new_ones(1)])
+        where = torch.bucketize((corners[1:] + corners[:-1]) / 2, t)
+        widths = corners.diff() ** 3 / torch.tensor([3.0, *[12.0] * (len(points) - 1), 3.0])
+        return float((rates[where] * widths).sum())
+
+    def shared(counts: tuple[int, ...]) -> torch.Tensor:
+        """Give the points with so many more in each place; the half of an end's distance lies outside."""
+        first = [float(t[0]) * (2 * j - 1) / (2 * counts[0] + 1) for j in range(1, counts[0] + 1)]
+        last = [1 - float(1 - t[2]) * (2 * j - 1) / (2 * counts[3] + 1) for j in range(1, counts[3] + 1)]
+        gaps = [
+            torch.linspace(float(t[i]), float(t[i + 1]), counts[i + 1] + 2, dtype=torch.float64)[1:-1] for i in (0, 1)
+        ]
+        return torch.tensor([*first, *gaps[0], *gaps[1], *last, *t.tolist()], dtype=torch.float64).sort().values
+
+    unsure = rates * torch.cat([t[:1] ** 3 / 3, t.diff() ** 3 / 12, (1 - t[-1:]) ** 3 / 3])
+    every = [(sum(counts), left(shared(counts))) for counts in itertools.product(range(7), repeat=4)]
+    for share in (0.5, 0.2, 0.1):
+        allowed = share * float(unsure.sum())
+        fewest = min(k for k, error in every if error <= allowed)
+        counts = _plan(unsure, allowed, 50)
+        assert int(counts.sum()) == fewest
+        assert left(shared(tuple(counts.tolist()))) <= allowed
+        assert int(_plan(unsure, allowed, 2).sum()) == min(2, fewest)
+        new = _cuts(t, counts)
+        assert len(new) == int((counts > 0).sum())
+        assert float((new[:, None] - shared(tuple(counts.tolist()))).abs().amin(1).sum()) < 1e-9
+    first, second, last = t.tolist()
+    planned = torch.tensor([1, 3, 0, 2])
+    assert _cuts(t, planned).tolist() == pytest.approx([first / 3, (first + second) / 2, last + (1 - last) * 0.4])
 
 
 @pytest.mark.parametrize("error", [0.2, 0.05, 0.02])

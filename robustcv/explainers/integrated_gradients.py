@@ -10,8 +10,8 @@ from robustcv.explainers.references import Reference, describe, references
 from robustcv.runtime import chunk_size
 
 FIRST, MOST = 12, 320  # points: with fewer than the first, the estimate of the error is not trusted
-MORE = 6  # a sixth as many are added at a time
-GRADIENTS_KEPT = 1 << 27  # values of one image's path: half a gigabyte
+AIM = 0.97  # of the error that is wanted, so that what is planned suffices
+GRADIENTS_KEPT = 1 << 27  # values on the paths of the images that are refined together: half a gigabyte
 SAFE = 1.3  # so that the expected error is that of all but a few images at most (benchmarks/RESULTS.md)
 
 
@@ -30,8 +30,8 @@ def integrated_gradients(
 
     ``(x - b) * integral over t of dz(b + t (x - b))/dx``. Each part of the path is asked about at its middle; on ReLU
     networks, whose gradient is piecewise constant, that beats the Gauss-Legendre rule at equal cost. Without ``steps``
-    points are added where the gradient turns most, until the map's estimated error is below ``error``: so a path that
-    is mostly straight costs little, and none is paid for twice.
+    a few points tell where the gradient turns most; there it is cut, again and again, into as many parts as bring the
+    map's estimated error below ``error``: so a path that is mostly straight costs little, and none is paid for twice.
 
     Parameters
     ----------
@@ -93,83 +93,118 @@ class _Path:
         self.classifier, self.images, self.targets, self.rows = classifier, images, targets, rows
         self.start = start.expand_as(images)
 
-    def shares(self, points: Float[Tensor, "n k"], image: Tensor) -> Float[Tensor, "m k c h w"]:
-        """Compute (x - b) * gradient at each point; ``image`` tells whose points the rows are."""
-        k = points.shape[1]
-        owner, t = image.repeat_interleave(k), points.reshape(-1, 1, 1, 1).to(self.images)
+    def shares(self, points: Float[Tensor, " m"], owner: Int64[Tensor, " m"]) -> Float[Tensor, "m c h w"]:
+        """Compute (x - b) * gradient at points of the paths; ``owner`` tells whose each is."""
+        t = points.reshape(-1, 1, 1, 1).to(self.images)
 
         def make(part: slice) -> Tensor:
             start = self.start[owner[part]]
             return start + t[part] * (self.images[owner[part]] - start)
 
-        gradient = target_gradients(self.classifier, make, self.targets[owner], self.rows)
-        ends = (self.images - self.start)[image]
-        shares: Tensor = gradient.unflatten(0, (len(image), k)) * ends[:, None]
-        return shares
+        gradients = target_gradients(self.classifier, make, self.targets[owner], self.rows)
+        return gradients * (self.images - self.start)[owner]
 
     def midpoint(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Give maps, estimated errors and points of the rule with equal parts, a few images' paths at a time."""
-        maps, errors = [], []
-        points = (torch.arange(steps, device=self.images.device) + 0.5) / steps
-        for image in torch.arange(len(self.images), device=self.images.device).split(max(1, self.rows // steps)):
-            t = points.expand(len(image), -1)
-            shares = self.shares(t, image)
-            maps.append(shares.mean(1))
-            errors.append(
-                _relative(_unsure(shares, t), maps[-1]) if steps > 1 else maps[-1].new_full(t[:, 0].shape, torch.nan)
-            )
-        return torch.cat(maps), torch.cat(errors), torch.full((len(self.images),), steps)
+        maps, errors = torch.zeros_like(self.images), torch.zeros(len(self.images), device=self.images.device)
+        t = (torch.arange(steps, device=self.images.device) + 0.5) / steps
+        for some in torch.arange(len(self.images), device=self.images.device).split(max(1, self.rows // steps)):
+            for image, shares in zip(some, self._parts(t, some), strict=True):
+                maps[image] = shares.mean(0)
+                errors[image] = _relative(_unsure(shares, t), maps[image]) if steps > 1 else torch.nan
+        return maps, errors, torch.full((len(self.images),), steps)
 
     def refined(self, wanted: float) -> tuple[Tensor, Tensor, Tensor]:
         """Give maps, estimated errors and points where each image's path is cut until its error is small enough."""
         device = self.images.device
         maps, errors = torch.zeros_like(self.images), torch.zeros(len(self.images), device=device)
         points = torch.zeros(len(self.images), dtype=torch.int64)
-        most = min(MOST, max(2 * FIRST, GRADIENTS_KEPT // self.images[0].numel()))
-        for going in torch.arange(len(self.images), device=device).split(max(1, self.rows // 32)):
-            t = ((torch.arange(FIRST, device=device) + 0.5) / FIRST).expand(len(going), -1)
-            shares = self.shares(t, going)
+        size = self.images[0].numel()
+        most = min(MOST, max(2 * FIRST, GRADIENTS_KEPT // size))
+        first = (torch.arange(FIRST, device=device) + 0.5) / FIRST
+        together = max(1, min(self.rows // FIRST, GRADIENTS_KEPT // (most * size)))
+        for some in torch.arange(len(self.images), device=device).split(together):
+            known = [(first, shares) for shares in self._parts(first, some)]
             while True:
-                unsure = _unsure(shares, t)
-                maps[going] = torch.einsum("nk,nkchw->nchw", _edges(t).diff(dim=1).to(shares), shares)
-                errors[going] = _relative(unsure, maps[going])
-                points[going.cpu()] = t.shape[1]
-                left = errors[going] > wanted
-                if not bool(left.any()) or t.shape[1] + t.shape[1] // MORE > most:
+                unsure = [_unsure(shares, t) for t, shares in known]
+                for image, (t, shares), own in zip(some.tolist(), known, unsure, strict=True):
+                    maps[image], points[image] = _integral(shares, t), len(t)
+                    errors[image] = _relative(own, maps[image])
+                allowed = ((AIM / SAFE * wanted * maps[some].flatten(1).norm(dim=1)) ** 2).tolist()
+                new = [
+                    _cuts(t, _plan(own, goal, most - len(t))) if error > wanted and len(t) < most else t[:0]
+                    for (t, _), own, goal, error in zip(known, unsure, allowed, errors[some].tolist(), strict=True)
+                ]
+                counts = [len(each) for each in new]
+                if not any(counts):
                     break
-                going, t, shares = going[left], t[left], shares[left]
-                new = _cuts(t, unsure[left])
-                t, shares = torch.cat([t, new], 1), torch.cat([shares, self.shares(new, going)], 1)
-                order = t.argsort(1)
-                t, shares = t.gather(1, order), shares.gather(1, order[:, :, None, None, None].expand_as(shares))
+                found = self.shares(torch.cat(new), some.repeat_interleave(torch.tensor(counts, device=device)))
+                pairs = zip(known, new, found.split(counts), strict=True)
+                known = [_sorted(torch.cat([t, more]), torch.cat([own, its])) for (t, own), more, its in pairs]
         return maps, errors, points
 
+    def _parts(self, t: Float[Tensor, " k"], some: Int64[Tensor, " n"]) -> list[Float[Tensor, "k c h w"]]:
+        """Compute the shares at the same points of some images' paths."""
+        return list(self.shares(t.repeat(len(some)), some.repeat_interleave(len(t))).split(len(t)))
 
-def _edges(t: Float[Tensor, "n k"]) -> Float[Tensor, "n k+1"]:
-    """Give the ends of the parts that the points stand for: halfway to their neighbours, as by the trapezoid rule."""
-    return torch.cat([torch.zeros_like(t[:, :1]), (t[:, 1:] + t[:, :-1]) / 2, torch.ones_like(t[:, :1])], 1)
+
+def _sorted(t: Float[Tensor, " k"], shares: Float[Tensor, "k c h w"]) -> tuple[Tensor, Tensor]:
+    order = t.argsort()
+    return t[order], shares[order]
 
 
-def _unsure(shares: Float[Tensor, "n k c h w"], t: Float[Tensor, "n k"]) -> Float[Tensor, "n k+1"]:
+def _integral(shares: Float[Tensor, "k c h w"], t: Float[Tensor, " k"]) -> Float[Tensor, "c h w"]:
+    """Integrate by the trapezoid rule: each point stands for what is nearer to it than to its neighbours."""
+    halves = (t[1:] + t[:-1]) / 2
+    weights = torch.cat([halves, t.new_ones(1)]) - torch.cat([t.new_zeros(1), halves])
+    return torch.einsum("k,kchw->chw", weights.to(shares), shares)
+
+
+def _unsure(shares: Float[Tensor, "k c h w"], t: Float[Tensor, " k"]) -> Float[Tensor, " k+1"]:
     """Give the expected squared error of each gap between points, and of the two ends.
 
     Through many kinks a gradient goes like a random walk, whose integral over a gap of width h misses the trapezoid
     rule by a variance of s h^3 / 12, and over an end by s h^3 / 3; s h is the squared difference of the gap's points.
     """
-    gap = t.diff(dim=1)
-    turn = shares.diff(dim=1).flatten(2).square().sum(2) / gap
-    ends = turn[:, :1] * t[:, :1] ** 3 / 3, turn[:, -1:] * (1 - t[:, -1:]) ** 3 / 3
-    return torch.cat([ends[0], turn * gap**3 / 12, ends[1]], 1)
+    gap = t.diff()
+    turn = shares.diff(dim=0).flatten(1).square().sum(1) / gap
+    ends = turn[:1] * t[:1] ** 3 / 3, turn[-1:] * (1 - t[-1:]) ** 3 / 3
+    return torch.cat([ends[0], turn * gap**3 / 12, ends[1]])
 
 
-def _relative(unsure: Float[Tensor, "n k"], maps: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    """Estimate the relative error of maps; zero maps have error 0."""
-    length = maps.flatten(1).norm(dim=1)
-    return torch.where(length > 0, SAFE * unsure.sum(1).sqrt() / length.clamp_min(1e-30), 0.0).float()
+def _relative(unsure: Float[Tensor, " k"], heatmap: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+    """Estimate the relative error of a map; a zero map has error 0."""
+    length = heatmap.norm()
+    return torch.where(length > 0, SAFE * unsure.sum().sqrt() / length.clamp_min(1e-30), 0.0).float()
 
 
-def _cuts(t: Float[Tensor, "n k"], unsure: Float[Tensor, "n k+1"]) -> Float[Tensor, "n m"]:
-    """Give the middles of the gaps that are most unsure; of an end, the point that leaves a gap twice as wide."""
-    chosen = unsure.topk(t.shape[1] // MORE, dim=1).indices
-    middles = torch.cat([t[:, :1] / 3, (t[:, 1:] + t[:, :-1]) / 2, 1 - (1 - t[:, -1:]) / 3], 1)
-    return middles.gather(1, chosen)
+def _plan(unsure: Float[Tensor, " p"], allowed: float, most: int) -> Int64[Tensor, " p"]:
+    """Count, for each gap and end, the points that bring the expected squared error to what is allowed: the fewest.
+
+    In a gap m points in equal distances leave 1 / (m + 1)^2 of it; in an end, which is best left half a distance wide,
+    1 / (2 m + 1)^2. The next point goes where it takes most away, which is best as what is left is convex in m.
+    """
+    points = torch.arange(most + 1, device=unsure.device)
+    left = unsure.double()[:, None] / (1 + _rise(len(unsure), unsure.device)[:, None] * points) ** 2
+    gains, order = (left[:, :-1] - left[:, 1:]).flatten().sort(descending=True, stable=True)
+    enough = int((left[:, 0].sum() - gains.cumsum(0) > allowed).sum()) + 1
+    return (order[: min(enough, most)] // most).bincount(minlength=len(unsure))
+
+
+def _rise(places: int, device: torch.device) -> Float[Tensor, " p"]:
+    """Give by how many of its parts a place is cut smaller with each point: one, and two at the ends."""
+    rise = torch.ones(places, dtype=torch.float64, device=device)
+    rise[[0, -1]] = 2
+    return rise
+
+
+def _cuts(t: Float[Tensor, " k"], counts: Int64[Tensor, " k+1"]) -> Float[Tensor, " m"]:
+    """Give of the points that are planned in each gap and end the middle one: the next plan knows what lies beside it.
+
+    So what turns in one place is found, and what turns everywhere gets the equal parts that were planned.
+    """
+    corners = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
+    number = ((counts + 1) // 2).double()
+    number[0] -= 0.5  # the free half of the first end lies before its points
+    share = number / (counts + 1 / _rise(len(counts), t.device))
+    return (corners[:-1] + share.to(t) * corners.diff())[counts > 0]
