@@ -91,18 +91,16 @@ class _Path:
 
     def __init__(self, classifier: nn.Module, images: Tensor, start: Tensor, targets: Tensor, rows: int) -> None:
         self.classifier, self.images, self.targets, self.rows = classifier, images, targets, rows
-        self.start = start.expand_as(images)
+        self.start, self.ends = start.expand_as(images), images - start
 
     def shares(self, points: Float[Tensor, " m"], owner: Int64[Tensor, " m"]) -> Float[Tensor, "m c h w"]:
         """Compute (x - b) * gradient at points of the paths; ``owner`` tells whose each is."""
         t = points.reshape(-1, 1, 1, 1).to(self.images)
 
         def make(part: slice) -> Tensor:
-            start = self.start[owner[part]]
-            return start + t[part] * (self.images[owner[part]] - start)
+            return torch.addcmul(self.start[owner[part]], t[part], self.ends[owner[part]])
 
-        gradients = target_gradients(self.classifier, make, self.targets[owner], self.rows)
-        return gradients * (self.images - self.start)[owner]
+        return target_gradients(self.classifier, make, self.targets[owner], self.rows).mul_(self.ends[owner])
 
     def midpoint(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
         """Give maps, estimated errors and points of the rule with equal parts, a few images' paths at a time."""
