@@ -14,7 +14,7 @@ from robustcv.errors import UserError
 from robustcv.explainers import EXPLAINERS, design
 from robustcv.explainers.coalitions import draw, stands_for
 from robustcv.explainers.design import FREE, TOGETHER, choose
-from robustcv.explainers.integrated_gradients import _cuts, _integral, _plan, _relative, _unsure
+from robustcv.explainers.integrated_gradients import _cuts, _integral, _missed, _plan, _unsure
 from robustcv.explainers.kernel_shap import least_squares
 from robustcv.explainers.lime import coefficients
 from robustcv.explainers.odd_process import _averaged, _fit, _priors, exact, shapley_values
@@ -204,8 +204,7 @@ def test_the_expected_error_is_that_of_random_walks(even: bool) -> None:
     unsure = torch.stack([_unsure(own, t) for own in shares])
     true = (maps.flatten(1) - walks.mean(1)).square().sum(1)
     assert float(true.mean() / unsure.sum(1).mean()) == pytest.approx(1, abs=0.06)
-    stated = torch.stack([_relative(*both) for both in zip(unsure, maps, strict=True)])
-    assert torch.allclose(stated.double(), 1.3 * unsure.sum(1).sqrt() / maps.flatten(1).norm(dim=1), rtol=1e-5)
+    assert float(_missed(unsure[0])) == pytest.approx(1.3 * float(unsure[0].sum()) ** 0.5)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -236,16 +235,38 @@ def test_paths_are_cut_into_the_fewest_parts_that_suffice(seed: int) -> None:
     for share in (0.5, 0.2, 0.1):
         allowed = share * float(unsure.sum())
         fewest = min(k for k, error in every if error <= allowed)
-        counts = _plan(unsure, allowed, 50)
+        counts = _plan(t, unsure, allowed, 50)
         assert int(counts.sum()) == fewest
         assert left(shared(tuple(counts.tolist()))) <= allowed
-        assert int(_plan(unsure, allowed, 2).sum()) == min(2, fewest)
+        assert int(_plan(t, unsure, allowed, 2).sum()) == min(2, fewest)
         new = _cuts(t, counts)
         assert len(new) == int((counts > 0).sum())
         assert float((new[:, None] - shared(tuple(counts.tolist()))).abs().amin(1).sum()) < 1e-9
     first, second, last = t.tolist()
     planned = torch.tensor([1, 3, 0, 2])
     assert _cuts(t, planned).tolist() == pytest.approx([first / 3, (first + second) / 2, last + (1 - last) * 0.4])
+
+
+def test_a_map_that_is_zero_by_chance_is_no_certain_one() -> None:
+    """Of |x - 0.52| from black to white the first points, as many on either side, cancel; the truth is -0.04."""
+    one = torch.ones(1, 1, 2, 2)
+    model = Formula(lambda p: (p - 0.52).abs().sum(1))
+    found = explain("integrated_gradients", model, one, FIRST)
+    assert torch.allclose(found.heatmaps, torch.full_like(one, -0.04), atol=0.04 * 0.05)
+    assert 0 < float(found.error) <= 0.05
+    assert math.isnan(float(explain("integrated_gradients", model, one, FIRST, steps=12).error))
+    constant = explain("integrated_gradients", Formula(lambda p: 0 * p.sum(1)), one, FIRST)
+    assert float(constant.error) == 0
+    assert not constant.heatmaps.any()
+
+
+def test_one_kink_is_found_as_far_as_numbers_tell_it_apart() -> None:
+    x = torch.ones(1, 1, 2, 2)
+    model = Formula(lambda p: torch.relu(p - 0.37).sum(1))
+    found = explain("integrated_gradients", model, x, FIRST, error=0.0)
+    assert torch.allclose(found.heatmaps, torch.full_like(x, 0.63), atol=1e-5)
+    assert 0 < float(found.error) < 1e-5
+    assert int(found.forwards) < 2 * 100
 
 
 @pytest.mark.parametrize("error", [0.2, 0.05, 0.02])

@@ -46,8 +46,8 @@ def completeness_gap(total: Float[Tensor, " n"], change: Float[Tensor, " n"]) ->
 def half_error(first: Float[Tensor, "n ..."], second: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
     """Estimate the relative error of the mean of two maps, each from half of the steps or samples.
 
-    Half their difference, over the length of their mean: for independent halves this is the expected error of the mean;
-    for interleaved halves of an integral it errs on the safe side. Zero maps have error 0.
+    Half their difference, over the length of their mean: for independent halves this is the expected error of the mean.
+    Zero maps have error 0.
     """
     mean, difference = (first + second) / 2, (first - second) / 2
     length = mean.flatten(1).norm(dim=1)

@@ -11,7 +11,8 @@ from robustcv.runtime import chunk_size
 
 FIRST, MOST = 12, 320  # points: with fewer than the first, the estimate of the error is not trusted
 AIM = 0.97  # of the error that is wanted, so that what is planned suffices
-GRADIENTS_KEPT = 1 << 27  # values on the paths of the images that are refined together: half a gigabyte
+GRADIENTS_KEPT = 1 << 27  # values on the paths of images refined together: half a gigabyte, thrice that for a moment
+NARROW = 1e-6  # of the path: nearer points could not be told apart in float32
 SAFE = 1.3  # so that the expected error is that of all but a few images at most (benchmarks/RESULTS.md)
 
 
@@ -44,7 +45,7 @@ def integrated_gradients(
     error
         Stop each image when the estimated relative error of its map is at most this; 320 points at most, fewer for
         pictures of megapixels. The estimate is what a random walk between the points would miss; on the models we tried
-        it is 1 to 1.5 times the true error.
+        it is 1.2 to 1.5 times the true error. It is NaN where a map is zero but need not be.
     steps
         Exactly so many equal parts instead.
     baseline
@@ -65,11 +66,11 @@ def integrated_gradients(
         path = _Path(classifier, images.detach(), start, targets, rows)
         found, uncertain, points = path.midpoint(steps) if steps else path.refined(error)
         maps += found / len(starts)
-        errors += uncertain * found.flatten(1).norm(dim=1) / len(starts)
+        errors += uncertain / len(starts)
         costs += 2 * points + (len(start) == len(images))
     change = change - reference_logits(classifier, starts, targets, rows).mean(1)
     length = maps.flatten(1).norm(dim=1)  # of the mean map, which can be far shorter than each baseline's
-    errors = torch.where(length > 0, errors / length.clamp_min(1e-30), errors)
+    errors = torch.where(length > 0, errors / length.clamp_min(1e-30), torch.where(errors > 0, torch.nan, 0.0))
     shared = sum(len(start) != len(images) for start in starts)
     return Explanation(
         heatmaps=maps.float(),
@@ -95,7 +96,7 @@ class _Path:
 
     def shares(self, points: Float[Tensor, " m"], owner: Int64[Tensor, " m"]) -> Float[Tensor, "m c h w"]:
         """Compute (x - b) * gradient at points of the paths; ``owner`` tells whose each is."""
-        t = points.reshape(-1, 1, 1, 1).to(self.images)
+        t, owner = points.reshape(-1, 1, 1, 1).to(self.images), owner.to(self.images.device)
 
         def make(part: slice) -> Tensor:
             return torch.addcmul(self.start[owner[part]], t[part], self.ends[owner[part]])
@@ -103,43 +104,45 @@ class _Path:
         return target_gradients(self.classifier, make, self.targets[owner], self.rows).mul_(self.ends[owner])
 
     def midpoint(self, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Give maps, estimated errors and points of the rule with equal parts, a few images' paths at a time."""
-        maps, errors = torch.zeros_like(self.images), torch.zeros(len(self.images), device=self.images.device)
-        t = (torch.arange(steps, device=self.images.device) + 0.5) / steps
-        for some in torch.arange(len(self.images), device=self.images.device).split(max(1, self.rows // steps)):
-            for image, shares in zip(some, self._parts(t, some), strict=True):
+        """Give maps, lengths of their estimated errors, and points of the rule with equal parts."""
+        maps, missed = torch.zeros_like(self.images), torch.full((len(self.images),), torch.nan)
+        t = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        for some in torch.arange(len(self.images)).split(max(1, self.rows // steps)):
+            for image, shares in zip(some.tolist(), self._parts(t, some), strict=True):
                 maps[image] = shares.mean(0)
-                errors[image] = _relative(_unsure(shares, t), maps[image]) if steps > 1 else torch.nan
-        return maps, errors, torch.full((len(self.images),), steps)
+                if steps > 1:
+                    missed[image] = _missed(_unsure(shares, t))
+        return maps, missed.to(maps.device), torch.full((len(self.images),), steps)
 
     def refined(self, wanted: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Give maps, estimated errors and points where each image's path is cut until its error is small enough."""
-        device = self.images.device
-        maps, errors = torch.zeros_like(self.images), torch.zeros(len(self.images), device=device)
+        """Give maps, lengths of their estimated errors, and points, where paths are cut until errors are small enough.
+
+        Points and plans are kept on the processor: they are few, and the same on every device.
+        """
+        maps, missed = torch.zeros_like(self.images), torch.zeros(len(self.images))
         points = torch.zeros(len(self.images), dtype=torch.int64)
         size = self.images[0].numel()
         most = min(MOST, max(2 * FIRST, GRADIENTS_KEPT // size))
-        first = (torch.arange(FIRST, device=device) + 0.5) / FIRST
-        together = max(1, min(self.rows // FIRST, GRADIENTS_KEPT // (most * size)))
-        for some in torch.arange(len(self.images), device=device).split(together):
+        first = (torch.arange(FIRST, dtype=torch.float64) + 0.5) / FIRST
+        for some in torch.arange(len(self.images)).split(
+            max(1, min(self.rows // FIRST, GRADIENTS_KEPT // (most * size)))
+        ):
             known = [(first, shares) for shares in self._parts(first, some)]
             while True:
-                unsure = [_unsure(shares, t) for t, shares in known]
-                for image, (t, shares), own in zip(some.tolist(), known, unsure, strict=True):
-                    maps[image], points[image] = _integral(shares, t), len(t)
-                    errors[image] = _relative(own, maps[image])
-                allowed = ((AIM / SAFE * wanted * maps[some].flatten(1).norm(dim=1)) ** 2).tolist()
-                new = [
-                    _cuts(t, _plan(own, goal, most - len(t))) if error > wanted and len(t) < most else t[:0]
-                    for (t, _), own, goal, error in zip(known, unsure, allowed, errors[some].tolist(), strict=True)
-                ]
+                new = []
+                for image, (t, shares) in zip(some.tolist(), known, strict=True):
+                    unsure = _unsure(shares, t)
+                    maps[image], missed[image], points[image] = _integral(shares, t), _missed(unsure), len(t)
+                    goal = wanted * float(maps[image].norm())
+                    enough = float(missed[image]) <= goal or len(t) >= most
+                    new.append(t[:0] if enough else _cuts(t, _plan(t, unsure, (AIM / SAFE * goal) ** 2, most - len(t))))
                 counts = [len(each) for each in new]
                 if not any(counts):
                     break
-                found = self.shares(torch.cat(new), some.repeat_interleave(torch.tensor(counts, device=device)))
+                found = self.shares(torch.cat(new), some.repeat_interleave(torch.tensor(counts)))
                 pairs = zip(known, new, found.split(counts), strict=True)
                 known = [_sorted(torch.cat([t, more]), torch.cat([own, its])) for (t, own), more, its in pairs]
-        return maps, errors, points
+        return maps, missed.to(maps.device), points
 
     def _parts(self, t: Float[Tensor, " k"], some: Int64[Tensor, " n"]) -> list[Float[Tensor, "k c h w"]]:
         """Compute the shares at the same points of some images' paths."""
@@ -148,7 +151,7 @@ class _Path:
 
 def _sorted(t: Float[Tensor, " k"], shares: Float[Tensor, "k c h w"]) -> tuple[Tensor, Tensor]:
     order = t.argsort()
-    return t[order], shares[order]
+    return t[order], shares[order.to(shares.device)]
 
 
 def _integral(shares: Float[Tensor, "k c h w"], t: Float[Tensor, " k"]) -> Float[Tensor, "c h w"]:
@@ -165,33 +168,37 @@ def _unsure(shares: Float[Tensor, "k c h w"], t: Float[Tensor, " k"]) -> Float[T
     rule by a variance of s h^3 / 12, and over an end by s h^3 / 3; s h is the squared difference of the gap's points.
     """
     gap = t.diff()
-    turn = shares.diff(dim=0).flatten(1).square().sum(1) / gap
+    turn = shares.diff(dim=0).flatten(1).square().sum(1).double().cpu() / gap
     ends = turn[:1] * t[:1] ** 3 / 3, turn[-1:] * (1 - t[-1:]) ** 3 / 3
     return torch.cat([ends[0], turn * gap**3 / 12, ends[1]])
 
 
-def _relative(unsure: Float[Tensor, " k"], heatmap: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
-    """Estimate the relative error of a map; a zero map has error 0."""
-    length = heatmap.norm()
-    return torch.where(length > 0, SAFE * unsure.sum().sqrt() / length.clamp_min(1e-30), 0.0).float()
+def _missed(unsure: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+    """Estimate the length (L2) of what a map misses."""
+    return SAFE * unsure.sum().sqrt()
 
 
-def _plan(unsure: Float[Tensor, " p"], allowed: float, most: int) -> Int64[Tensor, " p"]:
+def _plan(t: Float[Tensor, " k"], unsure: Float[Tensor, " k+1"], allowed: float, most: int) -> Int64[Tensor, " k+1"]:
     """Count, for each gap and end, the points that bring the expected squared error to what is allowed: the fewest.
 
     In a gap m points in equal distances leave 1 / (m + 1)^2 of it; in an end, which is best left half a distance wide,
     1 / (2 m + 1)^2. The next point goes where it takes most away, which is best as what is left is convex in m.
     """
-    points = torch.arange(most + 1, device=unsure.device)
-    left = unsure.double()[:, None] / (1 + _rise(len(unsure), unsure.device)[:, None] * points) ** 2
+    own = unsure.where(_corners(t).diff() > NARROW, 0.0)  # what cannot be cut is left as it is
+    left = own[:, None] / (1 + _rise(len(own))[:, None] * torch.arange(most + 1)) ** 2
     gains, order = (left[:, :-1] - left[:, 1:]).flatten().sort(descending=True, stable=True)
-    enough = int((left[:, 0].sum() - gains.cumsum(0) > allowed).sum()) + 1
-    return (order[: min(enough, most)] // most).bincount(minlength=len(unsure))
+    remaining = own.sum() - torch.cat([t.new_zeros(1), gains.cumsum(0)])
+    enough = int((remaining > allowed).sum())
+    return (order[: min(enough, most)] // most).bincount(minlength=len(own))
 
 
-def _rise(places: int, device: torch.device) -> Float[Tensor, " p"]:
+def _corners(t: Float[Tensor, " k"]) -> Float[Tensor, " k+2"]:
+    return torch.cat([t.new_zeros(1), t, t.new_ones(1)])
+
+
+def _rise(places: int) -> Float[Tensor, " p"]:
     """Give by how many of its parts a place is cut smaller with each point: one, and two at the ends."""
-    rise = torch.ones(places, dtype=torch.float64, device=device)
+    rise = torch.ones(places, dtype=torch.float64)
     rise[[0, -1]] = 2
     return rise
 
@@ -201,8 +208,7 @@ def _cuts(t: Float[Tensor, " k"], counts: Int64[Tensor, " k+1"]) -> Float[Tensor
 
     So what turns in one place is found, and what turns everywhere gets the equal parts that were planned.
     """
-    corners = torch.cat([t.new_zeros(1), t, t.new_ones(1)])
+    corners = _corners(t)
     number = ((counts + 1) // 2).double()
     number[0] -= 0.5  # the free half of the first end lies before its points
-    share = number / (counts + 1 / _rise(len(counts), t.device))
-    return (corners[:-1] + share.to(t) * corners.diff())[counts > 0]
+    return (corners[:-1] + number / (counts + 1 / _rise(len(counts))) * corners.diff())[counts > 0]

@@ -56,11 +56,12 @@ def shapley_values(
     if len(odd) == 2 ** (k - 1):
         return exact(masks, values), np.zeros(k)
     z = np.where(masks[1::2], 1, -1)
-    free = bool(len(odd) >= 2 * k and np.linalg.matrix_rank(z) == k)  # too few pairs to leave the main effects free
+    over = len(odd) - k  # pairs; with fewer than these the main effects are not left free
+    free = bool(over >= max(8, k / 4) and np.linalg.matrix_rank(z) == k)
     estimate, deviation = _averaged(_grid(z, odd, neighbours, free=free), power=1 / (1 + len(odd) / (4 * k)))
     from scipy.special import stdtrit
 
-    return estimate, deviation * float(stdtrit(len(odd) - (k if free else 0), 0.975))
+    return estimate, deviation * float(stdtrit(len(odd), 0.975))
 
 
 def exact(masks: NDArray[np.bool_], values: Array) -> Array:
