@@ -214,7 +214,8 @@ def ig(options: argparse.Namespace) -> None:
             cells = [crossing(tuple(points), found, level) for level in (0.05, 0.02, 0.01)]
             print(f"| {name} | {method} | {' | '.join(cells)} |", flush=True)
         default, own = (falls(tuple(curves[way][0]), curves[way][1], 0.02) for way in (THEIRS, OURS))
-        lines.append(f"captum's default over ours at 2 %: {default / own:.2f}")
+        if default and own:
+            lines.append(f"captum's default over ours at 2 %: {default / own:.2f}")
         print("| | " + "; ".join(lines) + " | | | |", flush=True)
 
 

@@ -1,5 +1,6 @@
 """Zip archives, tables, shards, Hugging Face sets and SVHN: the same images as from a folder, and clear errors."""
 
+import copy
 import io
 import json
 import struct
@@ -13,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from test_data import png
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 import robustcv as rc
-from robustcv.data import DATASETS, ImageStream, load
+from robustcv.data import DATASETS, ImageStream, as_images, load
 from robustcv.data.augment import flip
 from robustcv.data.hub import _Row
 from robustcv.data.shards import _paths
@@ -172,15 +173,57 @@ def test_training_on_a_stream_crops_from_all_pixels_and_resumes(tmp_path: Path) 
         seen.append(images.clone())
         return standard(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
 
+    def net():
+        torch.manual_seed(0)
+        return build("small_cnn", classes=2, size=20)
+
     recipe = Recipe(epochs=2, batch_size=8, augment=(flip,), seed=3)
-    torch.manual_seed(0)
-    fit(build("small_cnn", classes=2, size=20), stream, stream, objective=watched, recipe=recipe, redraw=stream.cropped)
-    for epoch, images in enumerate(seen):
+    options = {"objective": watched, "recipe": recipe, "redraw": stream.cropped}
+    states, straight, resumed = [], net(), net()
+    fit(straight, stream, stream, save_state=lambda state: states.append(copy.deepcopy(state)), **options)
+    fit(resumed, stream, stream, state=states[0], **options)
+    for epoch, images in zip((0, 1, 1), seen, strict=True):  # the second in both trainings
         generator = torch.Generator().manual_seed(3 * 1_000_003 + epoch)
         order = torch.randperm(8, generator=generator)
         parts, _ = next(stream.cropped(3 * 1_000_003 + epoch).batches(8, order))
         assert torch.equal(images, flip(parts, generator))
-    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)
+    for left, right in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+
+
+class Noisy(Dataset[tuple[torch.Tensor, int]]):
+    """A caller's own data set whose images are other ones each time."""
+
+    targets = (0, 1, 0, 1)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return torch.rand(3, 8, 8), self.targets[row]
+
+
+def test_what_is_random_in_ones_own_stream_follows_the_seed_and_moves_no_generator() -> None:
+    stream = as_images(Noisy(), memory_limit=1)
+    assert isinstance(stream, ImageStream)
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        images = next(stream.batches(4))[0]
+        assert torch.equal(torch.get_rng_state(), before)
+        return images
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_loading_a_folder_moves_no_generator(tmp_path: Path, skip_bad: bool) -> None:
+    as_folder(tmp_path)
+    before = torch.get_rng_state()
+    load(str(tmp_path / "folder"), split="train", skip_bad=skip_bad)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_json_labels_and_numbers_without_names(tmp_path: Path) -> None:

@@ -261,7 +261,9 @@ def _without_bad(files: list[ImageFile], resize: int | None, progress: Progress)
     """Decode every file once and leave out those that cannot be; gives the others and how many were left out."""
     good = []
     with progress.stage(f"look for files that cannot be decoded among {len(files):,}", len(files)) as advance:
-        loader = DataLoader(_Tried(files, resize), 64, num_workers=_workers(len(files)), collate_fn=list)
+        loader = DataLoader(
+            _Tried(files, resize), 64, num_workers=_workers(len(files)), collate_fn=list, generator=torch.Generator()
+        )  # its own, or it would draw a seed from the global one
         for part in loader:
             good += part
             advance(len(part))
@@ -367,23 +369,24 @@ class _Cropped(Dataset[tuple[Tensor | UserError, int]]):
     """Decodes on demand, and cuts a random part from each picture, which is made as large as the set's images are."""
 
     def __init__(self, whole: _Decoded, seed: int) -> None:
-        self.whole, self.seed = whole, seed
+        from torchvision.transforms import v2  # here, once, and not in every worker
+
+        self.whole, self.seed, self.crop = whole, seed, v2.RandomResizedCrop(whole.shape[1:])
 
     def __len__(self) -> int:
         return len(self.whole)
 
     def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
-        from torchvision.transforms import v2
-
-        crop = v2.RandomResizedCrop(self.whole.shape[1:])
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(image_seed(self.seed, str(row), "resized-crop"))
-            return _decode(self.whole.files[row], crop), self.whole.labels[row]
+            return _decode(self.whole.files[row], self.crop), self.whole.labels[row]
 
 
 def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:
     """Decode every file in parallel workers into one array."""
-    loader = DataLoader(dataset, 256, num_workers=_workers(len(dataset)), collate_fn=_gather)
+    loader = DataLoader(
+        dataset, 256, num_workers=_workers(len(dataset)), collate_fn=_gather, generator=torch.Generator()
+    )  # its own, or it would draw a seed from the global one
     pixels = np.empty((len(dataset), *shape), np.uint8)
     done = 0
     with progress.stage(f"decode {len(dataset):,} images", len(dataset)) as advance:

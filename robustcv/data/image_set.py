@@ -138,8 +138,8 @@ class ImageSet:
         return self
 
     def near(self, device: torch.device) -> "ImageSet":
-        """Keep the pixels on a GPU, unless they fill a quarter of what is free: batches need not travel then."""
-        if device.type != "cuda" or 4 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
+        """Keep the pixels on a GPU, unless they fill an eighth of what is free: batches need not travel then."""
+        if device.type != "cuda" or 8 * self.images.nbytes > torch.cuda.mem_get_info(device)[0]:
             return self
         return replace(self, images=self.images.to(device))
 
@@ -155,7 +155,7 @@ class ImageSet:
         shape = str(self.shape).encode()
         return [
             hashlib.blake2b(shape + image.tobytes(), digest_size=8).hexdigest()
-            for image in self.images.contiguous().numpy()
+            for image in self.images.contiguous().cpu().numpy()
         ]
 
     @cached_property
@@ -247,8 +247,8 @@ class ImageStream:
         workers = min(self.workers, len(os.sched_getaffinity(0)))
         loader = DataLoader(
             Subset(self.dataset, rows.tolist()), batch_size, num_workers=workers, collate_fn=_collate,
-            generator=torch.Generator(),
-        )  # fmt: skip  # its own, or it would draw a seed from the global one
+            generator=torch.Generator().manual_seed(torch.initial_seed()),
+        )  # fmt: skip  # for what is random in a caller's data set: follows the global generator, and does not move it
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
