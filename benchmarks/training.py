@@ -96,7 +96,7 @@ def judged(classifier, images, eps: float, norm: str = "linf") -> dict[str, floa
     return {name: metric.count / metric.n for name, metric in shares.items()}
 
 
-def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int) -> None:
+def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int, warmup: float) -> None:
     """Train a case from scratch and by hardening, and keep what came out."""
     architecture, data, eps, objective = CASES[case]
     *sets, images = sets_of(data, train=train, test=test, seed=seed)
@@ -119,10 +119,10 @@ def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, te
     before, _ = fitted(clean, **common, objective="standard", eps=0, steps=0, epochs=8, rate=3e-3, schedule="one-cycle")
     lines["clean"] = {"seconds": before, **judged(clean, images, eps)}
     taken, tuned = fitted(clean, **common, **attacked, epochs=max(1, round(0.27 * len(found.epochs))), rate=5e-3,
-                          schedule="one-cycle", batch=64, begun=True, eps_warmup=0.4)  # fmt: skip
+                          schedule="one-cycle", batch=64, begun=True, eps_warmup=warmup)  # fmt: skip
     lines["hardened"] = {"seconds": taken, "epochs": [vars(e) for e in tuned.epochs], **judged(clean, images, eps)}
     kept = {"case": case, "seed": seed, "train": train, "test": test, "steps": steps,
-            "threads": torch.get_num_threads(), **lines}  # fmt: skip
+            "threads": torch.get_num_threads(), "warmup": warmup, **lines}  # fmt: skip
     (KEPT / f"harden-{case}-seed{seed}.json").write_text(json.dumps(kept))
     report(kept)
 
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warmup", type=float, default=0.4, help="share of hardening over which eps rises")
     options = parser.parse_args()
     if options.what != "table" and not os.environ.get("ROBUSTCV_DATA"):
         parser.error(f"set ROBUSTCV_DATA to a folder with {models.CIFAR} and fashion_mnist/")
@@ -265,7 +266,7 @@ def main() -> None:
     else:
         for case in CASES if options.case is None else [options.case]:
             harden_case(case, epochs=options.epochs, train=options.train, seed=options.seed, steps=options.steps,
-                        test=options.test)  # fmt: skip
+                        test=options.test, warmup=options.warmup)  # fmt: skip
 
 
 if __name__ == "__main__":
