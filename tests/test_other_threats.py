@@ -182,8 +182,17 @@ def test_bpda_attacks_through_a_step_without_gradient() -> None:
 # -- bisection --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+LONG = [("l2", SCALES[0]), ("l1", SCALES[1])]  # l2 and l1 take a quarter of a minute each: one scale of each suffices
+
+
+@pytest.mark.parametrize(
+    ("norm", "scale"),
+    [
+        pytest.param(norm, scale, marks=pytest.mark.every_case if (norm, scale) in LONG else [])
+        for norm in ("linf", "l2", "l1")
+        for scale in SCALES
+    ],
+)
 def test_bisection_makes_a_fixed_budget_attack_exact(norm, scale) -> None:
     model, images, labels = scaled_linear(scale, n=12)
     attack = by_bisection(ATTACKS["apgd-t"], steps=10, loss="margin")
