@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from broken_defences import Noisy, Quantised
 from conftest import Curved, make_images, make_linear
-from test_attacks import SCALES, exact_distance, scaled_linear
+from test_attacks import exact_distance, scaled_linear
 from test_classifier import Counting
 
 from robustcv.attacks import ATTACKS, is_minimum_norm
@@ -182,17 +182,16 @@ def test_bpda_attacks_through_a_step_without_gradient() -> None:
 # -- bisection --------------------------------------------------------------------------------------------------------
 
 
-LONG = [("l2", SCALES[0]), ("l1", SCALES[1])]  # l2 and l1 take a quarter of a minute each: one scale of each suffices
-
-
 @pytest.mark.parametrize(
     ("norm", "scale"),
     [
-        pytest.param(norm, scale, marks=pytest.mark.every_case if (norm, scale) in LONG else [])
-        for norm in ("linf", "l2", "l1")
-        for scale in SCALES
+        ("linf", 1.0), ("l2", 1000.0), ("l1", 0.001),
+        *(
+            pytest.param(*each, marks=pytest.mark.every_case)
+            for each in (("linf", 1000.0), ("linf", 0.001), ("l2", 1.0), ("l2", 0.001), ("l1", 1.0), ("l1", 1000.0))
+        ),
     ],
-)
+)  # fmt: skip
 def test_bisection_makes_a_fixed_budget_attack_exact(norm, scale) -> None:
     model, images, labels = scaled_linear(scale, n=12)
     attack = by_bisection(ATTACKS["apgd-t"], steps=10, loss="margin")
