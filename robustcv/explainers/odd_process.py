@@ -34,6 +34,7 @@ def shapley_values(
 
     No network is drawn from such a prior, so that with many pairs the likelihood is surer of one than it should be:
     each is weighed by a power of its likelihood, 1 / (1 + pairs / 4 k) (coarsened posterior, Miller and Dunson 2019).
+    The average over priors also stands for not knowing s, so that Student's t has as many degrees of freedom as pairs.
 
     Parameters
     ----------
@@ -56,8 +57,8 @@ def shapley_values(
     if len(odd) == 2 ** (k - 1):
         return exact(masks, values), np.zeros(k)
     z = np.where(masks[1::2], 1, -1)
-    over = len(odd) - k  # pairs; with fewer than these the main effects are not left free
-    free = bool(over >= max(8, k / 4) and np.linalg.matrix_rank(z) == k)
+    spare = len(odd) - k  # pairs; with too few of them main effects are not left free
+    free = bool(spare >= max(8, k / 4) and np.linalg.matrix_rank(z) == k)
     estimate, deviation = _averaged(_grid(z, odd, neighbours, free=free), power=1 / (1 + len(odd) / (4 * k)))
     from scipy.special import stdtrit
 
