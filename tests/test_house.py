@@ -117,6 +117,7 @@ def test_the_example_of_a_torchvision_network_audits_a_folder(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.every_case
 def test_the_gate_for_github_actions_passes_a_good_model_and_stops_a_bad_one(trained: Path, tmp_path: Path) -> None:
     import yaml
 
