@@ -6,7 +6,6 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustcv.api import Run as Run
     from robustcv.api import audit as audit
     from robustcv.api import compare as compare
     from robustcv.api import doctor as doctor
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
     from robustcv.api import verify as verify
     from robustcv.classifier import Classifier as Classifier
     from robustcv.errors import UserError as UserError
+    from robustcv.running import Run as Run
 
 __version__ = "0.1.0"
 
-_HOMES = {"Classifier": "robustcv.classifier", "UserError": "robustcv.errors"}
+_HOMES = {"Classifier": "robustcv.classifier", "UserError": "robustcv.errors", "Run": "robustcv.running"}
 __all__ = [
     "Classifier",
     "Run",

@@ -1,17 +1,15 @@
 """The verbs as functions. Each returns a `Run`; with ``out`` it also writes the run folder and its page."""
 
-import contextlib
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from robustcv import __version__, launch, runs, stopping
-from robustcv.errors import INTERRUPTED, UserError, of_a_path
-from robustcv.records import Check, Record
+from robustcv import runs
+from robustcv.errors import UserError
+from robustcv.options import defaults_of, options_of, require_counts
+from robustcv.records import Check
+from robustcv.running import Run, finish, leaving, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,43 +19,6 @@ if TYPE_CHECKING:
 
 Eps = float | str | Sequence[float | str]
 MethodOptions = Mapping[str, Mapping[str, Any]] | Sequence[str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its record, its files, and where they were written.
-
-    The record's fields are the run's own: ``run.metrics``, ``run.passes.forward``. In a notebook the run shows its
-    page.
-    """
-
-    record: Record
-    files: Mapping[str, bytes] = field(repr=False)
-    folder: Path | None = None
-    classifier: "nn.Module | None" = field(default=None, repr=False)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "record":
-            raise AttributeError(name)
-        return getattr(self.record, name)
-
-    @property
-    def page(self) -> Path | None:
-        """The HTML page; None for a run that was not written."""
-        return None if self.folder is None else self.folder / "report.html"
-
-    def save(self, folder: Path | str) -> Path:
-        """Write the run to an empty folder; gives the path of its page."""
-        runs.open_folder(Path(folder), resume=False, fingerprint="")
-        try:
-            return _write(Path(folder), self.record, self.files)
-        finally:
-            runs.release(folder)
-
-    def _repr_html_(self) -> str:
-        from robustcv import report
-
-        return report.notebook(self.record, self.files)
 
 
 def audit(
@@ -201,13 +162,13 @@ def audit(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals())
+    options = options_of(locals())
     from robustcv.report import require_formats
     from robustcv.verbs.audit import audit as verb
 
     require_formats(options["format"])
 
-    return _run("audit", options, out, resume, quiet, classifier, images, labels, verb)
+    return run(audit, options, out, resume, quiet, classifier, images, labels, verb)
 
 
 def train(
@@ -338,7 +299,7 @@ def train(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals(), keep=("model",))
+    options = options_of(locals(), keep=("model",))
     from robustcv.verbs.train import check_training_options
     from robustcv.verbs.train import train as verb
 
@@ -347,7 +308,7 @@ def train(
     def call(model: Any, images: Any, labels: Any, **rest: Any) -> "Result":
         return verb(images, labels, **rest)
 
-    return _run("train", options, out, resume, quiet, model, images, labels, call)
+    return run(train, options, out, resume, quiet, model, images, labels, call)
 
 
 def harden(
@@ -471,13 +432,13 @@ def harden(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals())
+    options = options_of(locals())
     from robustcv.verbs.harden import harden as verb
     from robustcv.verbs.train import check_training_options
 
     check_training_options(options)
-    call = functools.partial(verb, audit_defaults=_defaults(audit), out=out)
-    return _run("harden", options, out, resume, quiet, classifier, images, labels, call)
+    call = functools.partial(verb, audit_defaults=defaults_of(audit), out=out)
+    return run(harden, options, out, resume, quiet, classifier, images, labels, call)
 
 
 def tune(
@@ -550,15 +511,15 @@ def tune(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals(), keep=("model",))
+    options = options_of(locals(), keep=("model",))
     from robustcv.verbs.tune import tune as verb
 
-    defaults = _defaults(train)
+    defaults = defaults_of(train)
 
     def call(model: Any, images: Any, labels: Any, **rest: Any) -> "Result":
         return verb(images, labels, defaults=defaults, **rest)
 
-    return _run("tune", options, out, resume, quiet, model, images, labels, call)
+    return run(tune, options, out, resume, quiet, model, images, labels, call)
 
 
 def explain(
@@ -652,11 +613,11 @@ def explain(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals(), keep=("labels",))
+    options = options_of(locals(), keep=("labels",))
     options["targets"] = targets.tolist() if hasattr(targets, "tolist") else targets
     from robustcv.verbs.explain import explain as verb
 
-    return _run("explain", options, out, resume, quiet, classifier, images, targets, verb)
+    return run(explain, options, out, resume, quiet, classifier, images, targets, verb)
 
 
 def compare(
@@ -691,14 +652,14 @@ def compare(
     if names is not None and len(names) != n:
         what = "two runs" if n == 2 else f"{n} runs"
         raise UserError("RCV-E084", f"{len(names)} names for {what}", "each run gets one", "--names before after")
-    with _leaving(out):
+    with leaving(out):
         if out is not None:
             runs.open_folder(Path(out), resume=False, fingerprint="")
         saved = found or [Saved.read(place) for place in places]
         if len(saved) > 2:
-            return _finish(overview(saved, names), out)
+            return finish(overview(saved, names), out)
         pair = None if names is None else (str(names[0]), str(names[1]))
-        return _finish(verb(saved[0], saved[1], names=pair, force=force), out)
+        return finish(verb(saved[0], saved[1], names=pair, force=force), out)
 
 
 def doctor(
@@ -756,7 +717,7 @@ def doctor(
     quiet
         Say nothing on stderr.
     """
-    options = _options(locals())
+    options = options_of(locals())
     require_counts(options)
     from robustcv.runtime import progress_for
     from robustcv.verbs.doctor import doctor as verb
@@ -802,233 +763,3 @@ def load_images(spec: str, split: str = "test", n: int | None = None, seed: int 
 
     images = load(spec, split=split)
     return images if n is None else images.take(stratified(images.labels, n, seed))
-
-
-_NOT_OPTIONS = ("classifier", "model", "images", "labels", "targets", "out", "resume", "quiet")
-
-
-def _options(arguments: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Take the options out of a verb's arguments: what the record keeps, with sequences as lists."""
-    return {name: _plain(value) for name, value in arguments.items() if name not in _NOT_OPTIONS or name in keep}
-
-
-def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
-    """Give the options of a verb as they are where nothing is given."""
-    parameters = inspect.signature(verb).parameters.values()
-    return _options({each.name: each.default for each in parameters if each.default is not each.empty}, keep=("model",))
-
-
-def _plain(value: Any) -> Any:
-    """Give an option as the record keeps it: no paths, no tuples, and no numbers but Python's own."""
-    if isinstance(value, Path):
-        return str(value)
-    return [_number(each) for each in value] if isinstance(value, tuple) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    """Bring numpy's numbers to Python's, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: _number(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_number(each) for each in value) if type(value) in (list, tuple) else value
-    if isinstance(value, bool) or not isinstance(value, Integral | Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _run(verb: str, options: dict[str, Any], out: Path | str | None, *rest: Any) -> Run:
-    """Run a verb in its folder."""
-    with _leaving(out):
-        return _run_in(verb, options, out, *rest)
-
-
-@contextlib.contextmanager
-def _leaving(out: Path | str | None) -> Iterator[None]:
-    """Let go of a run folder however the work in it ends; a mistake of the user's leaves no empty one behind."""
-    try:
-        yield
-    except (UserError, OSError, ValueError, RuntimeError) as error:
-        mistake = error if isinstance(error, UserError) else of_a_path(error)
-        if mistake is not None and out is not None and not launch.one_of_several():
-            runs.discard_if_unused(out)
-        if mistake is None or mistake is error:
-            raise
-        raise mistake from error
-    finally:
-        if out is not None:
-            runs.release(out)
-
-
-def _run_in(
-    verb: str,
-    options: dict[str, Any],
-    out: Path | str | None,
-    resume: bool,
-    quiet: bool,
-    classifier: Any,
-    images: Any,
-    labels: Any,
-    call: "Callable[..., Result]",
-) -> Run:
-    """Open the folder, run the verb, write what it gives; the one path all verbs share."""
-    from robustcv import processes
-    from robustcv.models.class_map import read_class_map
-    from robustcv.runtime import progress_for
-    from robustcv.verbs.prepare import noting
-
-    quiet = quiet or not processes.is_first()
-    require_counts(options)
-    state = runs.State(None)
-    shown = {
-        name: value if isinstance(value, str) else None if value is None else type(value).__name__
-        for name, value in (("model", classifier), ("data", images))
-    }
-    for value in (*shown.values(), out):
-        require_text(str(value))
-    kept = {name: value for name, value in options.items() if name != "labels"}
-    if out is not None:
-        # where, how long, and what is made of the result: not what the work is
-        places = {"device", "data_dir", "format", "max_report_mb"}
-        if verb in ("train", "harden", "tune"):
-            places |= {"trials", "storage", "effort", "n", "audits", "export"}
-        scientific = {name: value for name, value in kept.items() if name not in places}
-        if scientific.get("class_map") is not None:  # what it says, not where it lies
-            scientific["class_map"] = read_class_map(scientific["class_map"])
-        key = runs.fingerprint(__version__, runs.STATE_FORMAT, verb, shown, scientific)
-        state = processes.by_first(lambda: runs.open_folder(Path(out), resume=resume, fingerprint=key))
-        if resume and verb != "tune" and _finished(Path(out)):  # but for, perhaps, its page
-            _require_same_model(Path(out), classifier, options)
-            if not processes.is_first():
-                return Run(runs.load(out), runs.load_files(out))
-            from robustcv import report
-
-            report.write_formats(out, ["html", *options.get("format", ())], options.get("max_report_mb"))
-            return Run(runs.load(out), runs.load_files(out), Path(out))
-    try:
-        with noting(state):
-            result = call(
-                classifier, images, labels, options={**options}, state=state, progress=progress_for(quiet=quiet)
-            )
-    except stopping.Interrupted:
-        if out is None or not processes.is_first():
-            raise
-        result = _nothing_yet(verb)
-    defaults = _defaults(globals()[verb])
-    given = [name for name, value in kept.items() if value != defaults.get(name)]
-    given += [name for name, value in shown.items() if value != defaults.get(name)]
-    origins = runs.origins_of({**shown, **kept}, given)
-    taken = {name: "the run" for name, value in result.record.options.items() if value != {**shown, **kept}.get(name)}
-    files = {**result.files, "config.toml": runs.to_toml({**shown, **kept}, origins)}
-    told = {"options": {**shown, **result.record.options}, "origins": origins | taken}
-    record = result.record.model_copy(update=told)
-    if stopping.asked():
-        record = record.model_copy(update={"verdict": "INCOMPLETE", "exit_code": INTERRUPTED})
-    if not processes.is_first():
-        return Run(record, files, classifier=result.classifier)
-    run = _finish(type(result)(record, files, result.classifier), out, options.get("format", ()))
-    if not stopping.asked():
-        state.clear()
-    return run
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / "report.json").exists() and runs.load(folder).verdict != "INCOMPLETE"
-
-
-def _nothing_yet(verb: Any) -> "Result":
-    """Make the record of a run that was stopped before it had a figure."""
-    import torch
-
-    from robustcv.verbs.prepare import Clock, Result, version
-
-    environment = Clock().environment(torch.device("cpu"))
-    return Result(Record(verb=verb, version=version(), verdict="INCOMPLETE", environment=environment))
-
-
-def leave_incomplete(verb: str, folder: Path) -> None:
-    """Write a page marked INCOMPLETE where a run was stopped that has none yet, if there is a folder at all."""
-    if folder.is_dir() and not (folder / "report.json").exists():
-        result = _nothing_yet(verb)
-        _write(folder, result.record.model_copy(update={"exit_code": INTERRUPTED}), result.files)
-
-
-def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any]) -> None:
-    """Refuse to hand out a finished run as that of another model."""
-    record = runs.load(folder)
-    if record.verb not in ("audit", "explain", "harden") or record.model is None:
-        return
-    from robustcv.models import checkpoint, load
-
-    known = record.training.begun_with if record.verb == "harden" and record.training else record.model.sha256
-    if checkpoint.sha256_of(load(classifier, options.get("weights")).classifier) != known:
-        raise UserError(
-            "RCV-E021",
-            f"{folder} holds the finished run of another model",
-            "its weights differ from those given now",
-            "choose another -o",
-        )
-
-
-def require_text(name: str) -> None:
-    """Refuse a name that could be written nowhere: bytes that are no UTF-8.
-
-    Raises
-    ------
-    UserError
-        If it is one.
-    """
-    if not name.isascii() and any("\ud800" <= each <= "\udfff" for each in name):
-        raise UserError("RCV-E041", f"the name {name!a} is no text", "it could be written nowhere", "rename it")
-
-
-def require_counts(options: Mapping[str, Any]) -> None:
-    """Refuse counts that would make a run empty."""
-    for name, least in (
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("n", 1),
-        ("resize", 1),
-        ("cases", 0),
-        ("budget", 8),
-        ("steps", 1),
-        ("eot", 1),
-        ("minutes", 1e-6),
-        ("max_report_mb", 1e-6),
-        ("seed", 0),
-        ("patience", 1),
-        ("trials", 1),
-        ("seeds", 1),
-        ("agreement", 0),
-        ("frozen_epochs", 0),
-    ):
-        value, option = options.get(name), f"--{name.replace('_', '-')}"
-        if value is None:
-            continue
-        most = MOST.get(name, 2**62)
-        if not isinstance(least, float) and (isinstance(value, bool) or not isinstance(value, Integral)):
-            raise UserError("RCV-E006", f"{option} {value} is no whole number", "it counts something", f"{option} 1")
-        if not value >= least:
-            raise UserError("RCV-E006", f"{option} {value} is below {least}", "nothing would be done", "raise it")
-        if not value <= most:
-            raise UserError("RCV-E006", f"{option} {value} is above {most:,}", "no machine could do that", "lower it")
-
-
-MOST = {"resize": 8192, "batch_size": 10**6}  # what a count may be where any larger one is a slip
-
-
-def _finish(result: "Result", out: Path | str | None, formats: Sequence[str] = ()) -> Run:
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        _write(folder, result.record, result.files)
-        if others := [name for name in formats if name != "html"]:
-            from robustcv import report
-
-            report.write_formats(folder, others)
-    return Run(result.record, result.files, folder, result.classifier)
-
-
-def _write(folder: Path, record: Record, files: Mapping[str, bytes]) -> Path:
-    from robustcv import report
-
-    runs.save(folder, record, files)
-    return report.write(folder)

@@ -19,6 +19,8 @@ from cyclopts import Parameter
 
 from robustcv import __version__, api, errors, launch, runs, stopping
 from robustcv.errors import UserError, first_line
+from robustcv.options import require_counts
+from robustcv.running import Run, leave_incomplete
 
 CONFIG_HELP = "Read options from a TOML file with the same keys; the command line wins."
 DEVICES_HELP = "Work in this many processes, one a GPU or a share of the cores each; torchrun starts them."
@@ -130,7 +132,7 @@ class Origins:
                 self.origin.setdefault(argument.field_info.name, f"config {self.config}")
 
 
-def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origins) -> int:
+def _execute(verb: Callable[..., Run], given: dict[str, Any], origins: Origins) -> int:
     """Run a verb as a command: default folder, page's path on stdout, exit code from the verdict."""
     given.pop("config", None)
     as_json = given.pop("as_json", False)
@@ -150,7 +152,7 @@ def _execute(verb: Callable[..., api.Run], given: dict[str, Any], origins: Origi
             return launch.start(_without_devices(origins.arguments, folder), devices, folder)
         except KeyboardInterrupt:
             _remember_folder(folder)
-            api.leave_incomplete(verb.__name__, folder)
+            leave_incomplete(verb.__name__, folder)
             raise
     _remember_folder(Path(given["out"]))
     renamed = {"images": "data", "classifier": "model"}
@@ -205,7 +207,7 @@ def report(
     max_report_mb
         Hold the page to this many MB: pictures become previews, then cases are left out, and the page says so.
     """
-    api.require_counts({"max_report_mb": max_report_mb})
+    require_counts({"max_report_mb": max_report_mb})
     from robustcv import report as report_package
 
     with report_package.as_a_mistake(run):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import robustcv as rc
-from robustcv import api, draws, runs
+from robustcv import draws, options, runs
 from robustcv.attacks.corruptions import CORRUPTIONS
 from robustcv.errors import UserError
 
@@ -53,12 +53,12 @@ def test_counts_may_be_numpys() -> None:
     """Users read them off arrays; what is kept of them must be JSON. (Tests check types, so no verb is called.)"""
     given = {"n": np.int64(20), "minutes": np.float32(0.5), "eps": (np.float64(0.25), 1), "sweep": True,
              "set": {"pgd": {"steps": np.int64(5), "labels": [np.int64(1)]}}}  # fmt: skip
-    api.require_counts(given)
-    assert json.dumps(api._options(given)) == (
+    options.require_counts(given)
+    assert json.dumps(options.options_of(given)) == (
         '{"n": 20, "minutes": 0.5, "eps": [0.25, 1], "sweep": true, "set": {"pgd": {"steps": 5, "labels": [1]}}}'
     )
     with pytest.raises(UserError, match="no whole number"):
-        api.require_counts({"n": np.float64(2)})
+        options.require_counts({"n": np.float64(2)})
 
 
 def test_an_audit_leaves_the_module_as_it_was_found(trained: Path) -> None:

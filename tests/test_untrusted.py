@@ -25,7 +25,7 @@ from robustcv.cli import Origins, build
 from robustcv.data import load
 from robustcv.errors import UserError, first_line, printable
 from robustcv.models import checkpoint
-from robustcv.verbs.prepare import parse_eps, parse_options, parse_sweep
+from robustcv.verbs.parse import parse_eps, parse_options, parse_sweep
 
 FUZZ = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

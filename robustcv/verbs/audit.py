@@ -44,21 +44,17 @@ from robustcv.verbs.explained import require_masks
 from robustcv.verbs.followed import Followed, follow, measures_of, require_maps
 from robustcv.verbs.gates import conclude, judge_drops, judge_floors, parse_gates, require_alike, require_baseline
 from robustcv.verbs.pairing import Saved, attacked_alike, escalated, hashes_and_labels, pairs_with, require_same_images
+from robustcv.verbs.parse import black_box_explainers, methods_of, parse_options, parse_sweep, refuse_unused
 from robustcv.verbs.prepare import (
     Clock,
     Result,
     asked_about,
-    black_box_explainers,
     class_map_of,
     describe_model,
     device_of,
     gives_gradients,
     is_black_box,
     judged,
-    methods_of,
-    parse_options,
-    parse_sweep,
-    refuse_unused,
     take_images,
     training_images_among,
     version,

@@ -17,6 +17,7 @@ from robustcv.evaluation.preflight import preflight, require_some_right
 from robustcv.models import load as load_classifier
 from robustcv.records import Check
 from robustcv.runtime import Progress
+from robustcv.verbs.parse import parse_sweep
 from robustcv.verbs.prepare import (
     asked_about,
     class_map_of,
@@ -24,7 +25,6 @@ from robustcv.verbs.prepare import (
     gives_gradients,
     is_black_box,
     judged,
-    parse_sweep,
     take_images,
     training_images_among,
 )

@@ -23,20 +23,16 @@ from robustcv.runtime import Progress
 from robustcv.verbs.cases import Drawn, finished, jobs_of, to_png
 from robustcv.verbs.explained import Explained, none_of
 from robustcv.verbs.followed import measures_of
+from robustcv.verbs.parse import black_box_explainers, methods_of, parse_options, parse_sweep, refuse_unused
 from robustcv.verbs.prepare import (
     Clock,
     Result,
     asked_about,
-    black_box_explainers,
     class_map_of,
     describe_model,
     device_of,
     is_black_box,
     judged,
-    methods_of,
-    parse_options,
-    parse_sweep,
-    refuse_unused,
     take_images,
     version,
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from robustcv import records, runs, runtime
 from robustcv.errors import DONE, GATE_FAILED, INCONCLUSIVE, UserError, unknown_name
 from robustcv.verbs.pairing import Saved, equal_eps, escalated, pairs_with
-from robustcv.verbs.prepare import parse_eps
+from robustcv.verbs.parse import parse_eps
 
 METRICS = ("clean_accuracy", "robust_accuracy", "corruption_accuracy")
 SLACK = 1e-9  # of a share: 0.78 - 0.80 is a little less than -0.02 in floating point

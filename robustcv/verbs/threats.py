@@ -21,7 +21,7 @@ from robustcv.training.fit import AttackAt
 from robustcv.training.objectives import Perturb
 from robustcv.training.recipe import Guard
 from robustcv.training.trades import Agreement
-from robustcv.verbs.prepare import parse_eps, parse_sweep
+from robustcv.verbs.parse import parse_eps, parse_sweep
 
 SINGLE_STEP = ("fast", "fgsm-rs", "n-fgsm", "fgsm-pgi", "gradalign")
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # corruptions that the audit does not count

@@ -29,18 +29,8 @@ from robustcv.training import OBJECTIVES, SCHEDULES, Diverged, Fitted, Recipe, f
 from robustcv.training.averaging import Average
 from robustcv.training.layers import layers_of
 from robustcv.training.objectives import Precision, Remembering
-from robustcv.verbs.prepare import (
-    Clock,
-    Result,
-    class_map_of,
-    describe_data,
-    describe_model,
-    identity,
-    judged,
-    parse_options,
-    refuse_unused,
-    version,
-)
+from robustcv.verbs.parse import parse_options, refuse_unused
+from robustcv.verbs.prepare import Clock, Result, class_map_of, describe_data, describe_model, identity, judged, version
 from robustcv.verbs.threats import Training, parse_threats, training_threats
 from robustcv.verbs.training_sets import TrainingSets
 

@@ -26,7 +26,8 @@ from robustcv.runtime import Progress
 from robustcv.verbs.failures import Failure, failures_of, replays
 from robustcv.verbs.gates import conclude, judged_again
 from robustcv.verbs.pairing import equal_eps
-from robustcv.verbs.prepare import judged, parse_eps
+from robustcv.verbs.parse import parse_eps
+from robustcv.verbs.prepare import judged
 
 
 def verify(folder: Path, *, model: Any, weights: str | None, progress: Progress) -> tuple[records.Check, ...]:
