@@ -108,6 +108,7 @@ def test_a_softmax_is_noticed_in_what_the_model_says_of_all_its_classes(tmp_path
     labels = model(images)[:, 3:6].argmax(1)
     checks = {each.check: each for each in rc.doctor(model, images, labels, class_map=path, quiet=True)}
     assert checks["logits"].status == "raised" and checks["class order"].status == "not run"
+    assert checks["logits"].forward == 12  # of the whole model, which a class map hides
 
 
 def test_the_user_s_layers_keep_modes_and_types_and_can_be_bounded() -> None:

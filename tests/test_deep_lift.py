@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustcv.errors import UserError
+from robustcv.explainers.multipliers import _relu_slope
 from robustcv.models import build
 
 LIGHT = ("alexnet", "resnet18", "mobilenet_v3_small", "squeezenet1_0", "shufflenet_v2_x0_5", "mnasnet0_5")
@@ -193,6 +194,13 @@ def test_a_relu_whose_input_is_where_it_was_has_its_own_slope() -> None:
     for bias, wanted in ((1.0, [0.5, -0.5]), (-1.0, [0.0, 0.0])):
         model = Formula(lambda x, bias=bias: torch.relu(x[:, 0, 0, 0] - x[:, 0, 0, 1] + bias))
         assert explain("deep_lift", model, image, torch.tensor([0])).heatmaps.flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_slope_of_a_relu_above_zero_is_one_however_small_its_input(dtype: torch.dtype) -> None:
+    x = torch.tensor([6e-5, 1e-4, 0.5, 0.0, -1e-4], dtype=dtype)
+    wanted = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+    assert torch.allclose(_relu_slope(x, torch.zeros_like(x)).float(), wanted, atol=3e-3)
 
 
 def test_maxima_give_the_change_to_the_place_of_the_larger_one() -> None:

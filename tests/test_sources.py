@@ -161,6 +161,19 @@ def test_streams_crop_as_they_decode_from_all_pixels(tmp_path: Path) -> None:
     assert cropped_when_decoded(stream, names) == (("flip",), stream.cropped)
 
 
+def test_a_picture_of_another_size_is_refused_in_a_cropped_stream_too(tmp_path: Path) -> None:
+    for k, (size, name) in enumerate((((9, 8), "a"), ((9, 8), "b"), ((12, 8), "b"))):
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name / f"{k}.png").write_bytes(png(k, size))
+    stream = load(str(tmp_path), split="train", memory_limit=0)
+    for each in (stream, stream.cropped(0)):
+        with pytest.raises(UserError, match=r"2.png is 12x8 pixels, .*0.png is 9x8") as refused:
+            next(each.batches(3))
+        assert refused.value.code == "RCV-E049"
+    resized = load(str(tmp_path), split="train", memory_limit=0, resize=6)
+    assert next(resized.cropped(0).batches(3))[0].shape == (3, 3, 6, 6)
+
+
 def test_training_on_a_stream_crops_from_all_pixels_and_resumes(tmp_path: Path) -> None:
     for k in range(8):
         (tmp_path / "set" / "train" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)

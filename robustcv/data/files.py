@@ -322,12 +322,13 @@ def _fitted(resize: int | None) -> Shaping:
 
 def _decode(file: ImageFile, shaped: Shaping) -> Tensor | UserError:
     """Decode one file to uint8 RGB, or give the error that names it."""
-
     try:
         with open_image(io.BytesIO(file.read())) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"{image.mode} pixels (more than 8 bits) cannot be brought to 8 bits without loss")
             return torch.from_numpy(np.array(shaped(image.convert("RGB")))).permute(2, 0, 1)
+    except UserError as error:
+        return error
     except (*TORN, SyntaxError) as error:
         return UserError(
             "RCV-E048",
@@ -349,16 +350,25 @@ class _Decoded(Dataset[tuple[Tensor | UserError, int]]):
         return len(self.files)
 
     def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
-        image = _decode(self.files[row], _fitted(self.resize))
-        if isinstance(image, Tensor) and tuple(image.shape) != self.shape:
-            (_, h, w), (_, height, width) = image.shape, self.shape
-            image = UserError(
+        return _decode(self.files[row], lambda rgb: _fitted(self.resize)(self.sized(row, rgb))), self.labels[row]
+
+    def sized(self, row: int, rgb: Any) -> Any:
+        """Give a picture as it came, if it has the set's size or is to be resized.
+
+        Raises
+        ------
+        UserError
+            If it has another.
+        """
+        _, height, width = self.shape
+        if self.resize is None and rgb.size != (width, height):
+            raise UserError(
                 "RCV-E049",
-                f"{self.files[row].name} is {w}x{h} pixels, {self.files[0].name} is {width}x{height}",
+                f"{self.files[row].name} is {rgb.width}x{rgb.height} pixels, {self.files[0].name} is {width}x{height}",
                 "images of one set must have one size",
                 f"add --resize {min(height, width)} (shorter side resized, centre cropped)",
             )
-        return image, self.labels[row]
+        return rgb
 
     def cropped(self, seed: int) -> "_Cropped":
         """Give the same files with a random crop of each, which differs by seed and row."""
@@ -379,7 +389,8 @@ class _Cropped(Dataset[tuple[Tensor | UserError, int]]):
     def __getitem__(self, row: int) -> tuple[Tensor | UserError, int]:
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(image_seed(self.seed, str(row), "resized-crop"))
-            return _decode(self.whole.files[row], self.crop), self.whole.labels[row]
+            whole = self.whole
+            return _decode(whole.files[row], lambda rgb: self.crop(whole.sized(row, rgb))), whole.labels[row]
 
 
 def _decode_all(dataset: _Decoded, shape: tuple[int, int, int], progress: Progress) -> NDArray[np.uint8]:

@@ -92,10 +92,11 @@ def preflight(
     """
     batch, labels = _few(images, device)
     ask = Counted(classifier).eval()
+    ask_whole = None if whole is None else Counted(whole).eval()
     answers: list[Tensor] = []
     checks: list[Callable[[], Check]] = [
         lambda: _mode(was_training),
-        lambda: _logits(predictions.logits if whole is None else _all_answers(whole, batch)),
+        lambda: _logits(predictions.logits if ask_whole is None else _all_answers(ask_whole, batch)),
         lambda: _finite(predictions.logits),
         lambda: _pixels(batch),
         lambda: feeding(classifier, ask, images, device),
@@ -111,7 +112,8 @@ def preflight(
     if eps is not None:
         checks.append(lambda: _plausible(eps, norm, images.shape))
         checks.append(lambda: _bearable(lambda x, y: _trial(ask, x, y, eps, norm, black_box), batch, labels))
-    return tuple(_counting(ask, check) for check in checks)
+    asked = (ask,) if ask_whole is None else (ask, ask_whole)
+    return tuple(_counting(asked, check) for check in checks)
 
 
 def indispensable(classifier: nn.Module, images: ImageSet, device: torch.device) -> tuple[Check, ...]:
@@ -119,8 +121,8 @@ def indispensable(classifier: nn.Module, images: ImageSet, device: torch.device)
     batch, labels = _few(images, device)
     ask = Counted(classifier).eval()
     return (
-        _counting(ask, lambda: _repeated(ask, batch, [])),
-        _counting(ask, lambda: _bearable(lambda some, _: _dynamic(ask, some), batch, labels)),
+        _counting((ask,), lambda: _repeated(ask, batch, [])),
+        _counting((ask,), lambda: _bearable(lambda some, _: _dynamic(ask, some), batch, labels)),
     )
 
 
@@ -130,11 +132,16 @@ def _few(images: ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
     return batch.to(device), labels.to(device)
 
 
-def _counting(ask: Counted, check: Callable[[], Check]) -> Check:
-    """Run a check and write down the passes it took."""
-    forward, backward = ask.forwards, ask.backwards
+def _counting(asked: tuple[Counted, ...], check: Callable[[], Check]) -> Check:
+    """Run a check and write down the passes it took through those it may ask."""
+
+    def passes() -> tuple[int, int]:
+        return sum(each.forwards for each in asked), sum(each.backwards for each in asked)
+
+    forward, backward = passes()
     made = check()
-    return made.model_copy(update={"forward": ask.forwards - forward, "backward": ask.backwards - backward})
+    now = passes()
+    return made.model_copy(update={"forward": now[0] - forward, "backward": now[1] - backward})
 
 
 def _bearable(check: Callable[[Tensor, Tensor], Check], batch: Tensor, labels: Tensor) -> Check:
@@ -207,7 +214,7 @@ def _mode(was_training: bool) -> Check:
 _BY_MAP = Check(check="class order", status="not run", figure="the class map says which class is which")
 
 
-def _all_answers(whole: nn.Module, batch: Tensor) -> Tensor:
+def _all_answers(whole: Counted, batch: Tensor) -> Tensor:
     with frozen(whole), torch.no_grad():
         logits: Tensor = whole(batch)
     return logits

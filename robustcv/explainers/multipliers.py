@@ -183,7 +183,8 @@ def _slope(name: str, function: Function, x: Tensor, x0: Tensor, value: Tensor) 
 
 def _relu_slope(x: Tensor, x0: Tensor) -> Tensor:
     """Compute max(x, x0) / |x - x0| between 0 and 1: exact however near the two are, 1 where they meet above 0."""
-    x0 = torch.where(x0 == 0, -torch.finfo(x.dtype).tiny, x0)  # of 0 and 0 the slope is 0, and not 0/0
+    below = -min(torch.finfo(x.dtype).tiny, 1e-7)  # float16's least normal number is as large as what networks compute
+    x0 = torch.where(x0 == 0, below, x0)  # of 0 and 0 the slope is 0, and not 0/0
     return torch.maximum(x, x0).div_((x - x0).abs_()).clamp_(0, 1)
 
 
