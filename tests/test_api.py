@@ -307,7 +307,7 @@ def test_training_from_python_gives_the_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gates_are_held_on_corruptions_and_on_the_point(trained: Path) -> None:
-    options = {**QUICK, "effort": "quick", "also": ("corruptions",)}
+    options = {**QUICK, "n": 20, "effort": "quick", "also": ("corruptions",)}
     plain = rc.audit(str(trained), "digits", **options)
     clean, corrupted = plain.metric("clean_accuracy"), plain.metric("corruption_accuracy")
     bars = {"clean_accuracy": clean.count / clean.n, "corruption_accuracy": corrupted.value}  # within both intervals

@@ -276,17 +276,24 @@ def bad_files(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in places.items()}
 
 
+@pytest.fixture(scope="module")
+def bad_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Write the bad files once, for they take two seconds."""
+    folder = tmp_path_factory.mktemp("inputs")
+    return folder, bad_files(folder)
+
+
 @pytest.mark.parametrize(("arguments", "wanted"), MISTAKES, ids=[" ".join(case[0])[:60] for case in MISTAKES])
-def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained, tmp_path, arguments, wanted) -> None:
+def test_a_mistake_is_answered_without_a_traceback(
+    capsys, monkeypatch, trained, bad_inputs, tmp_path, arguments, wanted
+) -> None:
     import torchvision
 
     def offline(*args, **kwargs):
         raise RuntimeError("offline")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    files = bad_files(inputs)
+    inputs, files = bad_inputs
     (tmp_path / "work").mkdir()
     (tmp_path / "key.toml").write_text('atacks = ["pgd"]\n')
     (tmp_path / "config.toml").write_text("eps = [\n")
@@ -295,7 +302,7 @@ def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained,
         "BADTOML": str(tmp_path / "config.toml"),
     }  # fmt: skip
     monkeypatch.chdir(tmp_path / "work")
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted([*tmp_path.rglob("*"), *inputs.rglob("*")])
 
     def with_places(word: str) -> str:
         for name, path in {**files, **places}.items():
@@ -307,7 +314,7 @@ def test_a_mistake_is_answered_without_a_traceback(capsys, monkeypatch, trained,
     assert code == 2, talk
     assert re.search("|".join(map(with_places, map(re.escape, wanted.split("|")))), " ".join(talk.split())), talk
     assert "Traceback" not in talk
-    assert sorted(tmp_path.rglob("*")) == before, "a file was left behind"
+    assert sorted([*tmp_path.rglob("*"), *inputs.rglob("*")]) == before, "a file was left behind"
     lines = talk.strip().splitlines()
     assert lines[-3].startswith("error RCV-E") and lines[-2].startswith("  ") and lines[-1].startswith("  fix: "), talk
     assert sum(line.startswith(("error", "  ")) for line in lines) == 3, talk
@@ -378,7 +385,7 @@ def test_help_does_not_import_torch() -> None:
 )
 def test_training_survives_being_killed_and_resumes_to_the_same_weights(tmp_path: Path, kill, code) -> None:
     """The kill comes when the state of an epoch is on disk; the rest is done by --resume."""
-    arguments = ["train", "--data", "digits", "--epochs", "6", "-q"]
+    arguments = ["train", "--data", "digits", "--epochs", "3", "-q"]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run([*COMMAND, *arguments, "-o", str(straight)], check=True, env=environment, capture_output=True)

@@ -34,7 +34,7 @@ def commands(trained: Path) -> dict[str, list[str]]:
     return {
         "train": ["train", "--data", "digits", "--epochs", "5", "-q"],
         "harden": ["harden", *model, "--epochs", "2", "-n", "60", "--eps", "8/255", "-q"],
-        "audit": ["audit", *model, "--data", "digits", "-n", "120", "--batch-size", "8", "--eps", "8/255", "-q"],
+        "audit": ["audit", *model, "--data", "digits", "-n", "60", "--batch-size", "8", "--eps", "8/255", "-q"],
         "explain": ["explain", *model, "--data", "digits", "-n", "24", "--methods", "ig,shapley,rise",
                     "--batch-size", "4", "-q"],
     }  # fmt: skip
@@ -115,7 +115,7 @@ def nobody_asked():
     stopping._asked.clear()
 
 
-OPTIONS = {"n": 50, "eps": "16/255", "cases": 4, "batch_size": 8, "quiet": True}
+OPTIONS = {"n": 30, "eps": "16/255", "cases": 4, "batch_size": 8, "quiet": True}
 
 
 def test_one_ctrl_c_in_an_audit_gives_a_page_of_what_there_is(trained, tmp_path, monkeypatch) -> None:
