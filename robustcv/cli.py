@@ -47,12 +47,11 @@ def _annotation(name: str, annotation: Any, default: Any) -> Any:
     long = f"--{name.replace('_', '-')}"
     words: Any = tuple[str, ...] if default is not None else tuple[str, ...] | None
     text: Any = str if default is not None else str | None
-    if name in _COMMAS or (name == "objective" and isinstance(default, tuple)):
-        return Annotated[
-            words, Parameter(name=(long, *short), converter=_split_commas, negative="", show_default=_shown)
-        ]
-    if name in _WORDS:
-        return Annotated[words, Parameter(name=(long, *short), consume_multiple=True, negative="", show_default=_shown)]
+    commas = name in _COMMAS or (name == "objective" and isinstance(default, tuple))
+    if commas or name in _WORDS:
+        split = _split_commas if commas else None
+        return Annotated[words, Parameter(name=(long, *short), converter=split, consume_multiple=True, negative="",
+                                          show_default=_shown)]  # fmt: skip
     if name == "images":
         return Annotated[text, Parameter(name="--data")]
     if name == "out":

@@ -339,6 +339,13 @@ def test_every_option_of_a_verb_is_on_the_command_line_and_explained(capsys) -> 
     assert all(verb in printed for verb in ("train", "audit", "harden", "explain", "compare", "report", "list", "demo"))
 
 
+def test_several_values_are_given_with_commas_or_apart(capsys, trained: Path, tmp_path: Path) -> None:
+    for k, methods in enumerate((["saliency,rise"], ["saliency", "rise"], ["saliency", "--method", "rise"])):
+        arguments = ["explain", "--model", str(trained), "--data", "digits", "--methods", *methods, "-n", "2", "-q"]
+        assert call(capsys, *arguments, "-o", str(tmp_path / str(k)))[0] == 0
+        assert [each.method for each in runs.load(tmp_path / str(k)).explanations] == ["saliency", "rise"]
+
+
 def test_the_lists_name_every_method(capsys) -> None:
     from robustcv.attacks import ATTACKS
     from robustcv.explainers import EXPLAINERS

@@ -297,9 +297,9 @@ def open_image(source: io.BytesIO | str) -> Iterator[Any]:
     Raises
     ------
     ValueError
-        If it, or one within it, has so many pixels that it would fill the memory.
+        If it is no image, or it, or one within it, has so many pixels that it would fill the memory.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -308,6 +308,8 @@ def open_image(source: io.BytesIO | str) -> Iterator[Any]:
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(first_line(error)) from error
+    except UnidentifiedImageError as error:  # which would tell where in memory its bytes are
+        raise ValueError("it is no image of a kind that Pillow reads") from error
 
 
 Shaping = Callable[[Any], Any]  # of an RGB picture as Pillow decodes it
@@ -334,7 +336,7 @@ def _decode(file: ImageFile, shaped: Shaping) -> Tensor | UserError:
             "RCV-E048",
             f"{file.name} cannot be decoded",
             first_line(error),
-            "replace or remove the file; it is not dropped silently",
+            "replace or remove it; --skip-bad leaves such files out, and tells how many",
         )
 
 
