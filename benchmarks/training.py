@@ -96,7 +96,8 @@ def judged(classifier, images, eps: float, norm: str = "linf") -> dict[str, floa
     return {name: metric.count / metric.n for name, metric in shares.items()}
 
 
-def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int, warmup: float) -> None:
+def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int, warmup: float,
+                patience: int | None = 3) -> None:  # fmt: skip
     """Train a case from scratch and by hardening, and keep what came out."""
     architecture, data, eps, objective = CASES[case]
     *sets, images = sets_of(data, train=train, test=test, seed=seed)
@@ -111,7 +112,7 @@ def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, te
     scratch = fresh()
     attacked = {"objective": objective, "eps": eps, "steps": steps}
     seconds, found = fitted(
-        scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=3, eps_warmup=0.3
+        scratch, **common, **attacked, epochs=epochs, rate=3e-3, schedule="one-cycle", patience=patience, eps_warmup=0.3
     )
     lines = {"scratch": {"seconds": seconds, "epochs": [vars(e) for e in found.epochs], **judged(scratch, images, eps)}}
     print(case, lines["scratch"]["robust_accuracy"], seconds, found.stopped, flush=True)
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=int, default=3, help="epochs from scratch without a gain; 0: all of them")
     parser.add_argument("--warmup", type=float, default=0.4, help="share of hardening over which eps rises")
     options = parser.parse_args()
     if options.what != "table" and not os.environ.get("ROBUSTCV_DATA"):
@@ -266,7 +268,7 @@ def main() -> None:
     else:
         for case in CASES if options.case is None else [options.case]:
             harden_case(case, epochs=options.epochs, train=options.train, seed=options.seed, steps=options.steps,
-                        test=options.test, warmup=options.warmup)  # fmt: skip
+                        test=options.test, warmup=options.warmup, patience=options.patience or None)  # fmt: skip
 
 
 if __name__ == "__main__":
