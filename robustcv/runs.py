@@ -276,7 +276,7 @@ def to_json(record: Record) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
-STATE_FORMAT = 9  # of what an interrupted run leaves: another one cannot go on with it
+STATE_FORMAT = 10  # of what an interrupted run leaves: another one cannot go on with it
 VOLATILE = ("seconds", "started", "command", "runs", "p50", "p95")  # what differs between two runs that are the same
 
 

@@ -255,9 +255,20 @@ def test_a_map_that_is_zero_by_chance_is_no_certain_one() -> None:
     assert torch.allclose(found.heatmaps, torch.full_like(one, -0.04), atol=0.04 * 0.05)
     assert 0 < float(found.error) <= 0.05
     assert math.isnan(float(explain("integrated_gradients", model, one, FIRST, steps=12).error))
+    missed = explain("integrated_gradients", Formula(lambda p: torch.relu(p - 0.52).sum(1)), one, FIRST, steps=1)
+    assert not missed.heatmaps.any() and math.isnan(float(missed.error))  # one point tells nothing of its error
     constant = explain("integrated_gradients", Formula(lambda p: 0 * p.sum(1)), one, FIRST)
     assert float(constant.error) == 0
     assert not constant.heatmaps.any()
+
+
+def test_a_map_whose_squares_vanish_in_float32_is_as_certain_as_any() -> None:
+    one = torch.ones(1, 1, 2, 2)
+    small, usual = (
+        explain("integrated_gradients", Formula(lambda p, s=s: s * (p**6).sum(1)), one, FIRST) for s in (1e-25, 1.0)
+    )
+    assert torch.allclose(small.heatmaps * 1e25, usual.heatmaps, rtol=1e-5)
+    assert float(small.error) == pytest.approx(float(usual.error), rel=1e-3) and float(usual.error) > 0
 
 
 def test_one_kink_is_found_as_far_as_numbers_tell_it_apart() -> None:
@@ -419,10 +430,10 @@ def test_exact_values_are_those_of_the_definition() -> None:
     assert np.allclose(exact(*enumerate_values(game, 5)), slow_shapley(game, 5), atol=1e-12)
 
 
-@pytest.mark.parametrize("k", [2, 3, 7, 12, 25])
-def test_paired_estimators_are_exact_on_games_of_order_two(k: int) -> None:
+@pytest.mark.parametrize(("k", "budget"), [(2, 12), (3, 18), (5, 20), (6, 24), (7, 28), (7, 42), (12, 72), (25, 150)])
+def test_paired_estimators_are_exact_on_games_of_order_two(k: int, budget: int) -> None:
     game, wanted = order_two_game(k)
-    drawn = draw(k, 6 * k, 4)
+    drawn = draw(k, budget, 4)
     values = game(drawn)
     estimate, margin = shapley_values(drawn, values)
     assert np.allclose(estimate, wanted, atol=1e-7) and margin.max() < 1e-6
@@ -523,6 +534,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say(k: int) -> None:
             estimate, margin = shapley_values(drawn, game(drawn))
             covered.append(np.mean(np.abs(estimate - wanted) <= margin + 1e-12))
     assert 0.90 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize(("k", "budget"), [(12, 40), (12, 50), (16, 48), (16, 60)])
+def test_intervals_of_few_coalitions_cover_games_of_their_own_prior(k: int, budget: int) -> None:
+    """Where main effects have just been left free the scale is known from few pairs, and Student's t must know it."""
+    generator, masks = np.random.default_rng(budget), choose(k, budget, 7)
+    sets = np.array(list(itertools.product([0, 1], repeat=k)))
+    sets = sets[sets.sum(1) % 2 == 1]
+    size, z = sets.sum(1), np.where(masks, 1, -1)
+    basis = 1.0 - 2 * (((1 - z) // 2 @ sets.T) % 2)  # the product of z over each set
+    deviation = np.where(size == 1, 1.0, 0.25 ** (size / 2))
+    covered = []
+    for _ in range(150):
+        own = deviation * generator.normal(size=len(sets))
+        estimate, margin = shapley_values(masks, basis @ own)
+        covered.append(np.mean(np.abs(estimate - 2 * (own / size) @ sets) <= margin))
+    assert 0.94 <= np.mean(covered) <= 0.98
 
 
 @pytest.mark.parametrize("budget", [200, 400])

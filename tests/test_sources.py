@@ -28,7 +28,7 @@ from robustcv.models import build
 from robustcv.runtime import Progress
 from robustcv.training import Recipe, fit
 from robustcv.training.objectives import standard
-from robustcv.verbs.train import cropped_when_decoded
+from robustcv.verbs.train import drawn_anew
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -155,10 +155,10 @@ def test_streams_crop_as_they_decode_from_all_pixels(tmp_path: Path) -> None:
     assert 5 * float(whole[:, 0].std()) < float(first[:, 0].std())  # fine detail shows in a part alone
     mine = ImageStream(Subset(stream.dataset, range(6)), stream.all_labels, ("a", "b"), (3, 24, 24), name="", split="")
     names = ("flip", "resized-crop")
-    assert cropped_when_decoded(mine, names) == (names, None)
-    assert cropped_when_decoded(stream.in_memory(), names) == (names, None)
-    assert cropped_when_decoded(stream, ("flip",)) == (("flip",), None)
-    assert cropped_when_decoded(stream, names) == (("flip",), stream.cropped)
+    assert drawn_anew(mine, names) == (names, mine.redrawn)
+    assert drawn_anew(stream.in_memory(), names) == (names, None)
+    assert drawn_anew(stream, ("flip",)) == (("flip",), stream.redrawn)
+    assert drawn_anew(stream, names) == (("flip",), stream.cropped)
 
 
 def test_a_picture_of_another_size_is_refused_in_a_cropped_stream_too(tmp_path: Path) -> None:
@@ -213,29 +213,53 @@ class Noisy(Dataset[tuple[torch.Tensor, int]]):
         return 4
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return torch.rand(3, 8, 8), self.targets[row]
+        return torch.rand(3, 20, 20), self.targets[row]
 
 
-def test_what_is_random_in_ones_own_stream_follows_the_seed_and_moves_no_generator() -> None:
+def test_what_is_random_in_ones_own_stream_follows_its_seed_alone() -> None:
     stream = as_images(Noisy(), memory_limit=1)
     assert isinstance(stream, ImageStream)
 
-    def drawn(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
+    def drawn(stream: ImageStream, of_the_process: int) -> torch.Tensor:
+        torch.manual_seed(of_the_process)
         before = torch.get_rng_state()
         images = next(stream.batches(4))[0]
         assert torch.equal(torch.get_rng_state(), before)
         return images
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(drawn(stream, 1), drawn(stream, 2))  # validation and audits, in whichever process
+    assert torch.equal(drawn(stream.redrawn(5), 1), drawn(stream.redrawn(5).take(torch.arange(4)), 2))
+    assert not torch.equal(drawn(stream.redrawn(5), 1), drawn(stream.redrawn(6), 1))
+
+
+def test_training_draws_ones_own_stream_anew_in_every_epoch() -> None:
+    stream, seen = as_images(Noisy(), memory_limit=1), []
+    _, redraw = drawn_anew(stream, ("flip",))
+
+    def watched(classifier, images, labels, *, perturb, seeds, targets):
+        seen.append(images.sum((1, 2, 3)).sort().values)
+        return standard(classifier, images, labels, perturb=perturb, seeds=seeds, targets=targets)
+
+    def history(of_the_process: int, seed: int) -> list[tuple[float, int]]:
+        torch.manual_seed(0)
+        net = build("small_cnn", classes=2, size=20)
+        torch.manual_seed(of_the_process)
+        recipe = Recipe(epochs=2, batch_size=4, augment=(flip,), seed=seed)
+        epochs = fit(net, stream, stream, objective=watched, recipe=recipe, redraw=redraw).epochs
+        return [(each.loss, each.validation_correct) for each in epochs]
+
+    assert history(1, 3) == history(2, 3) != history(1, 4)
+    first, second, again, _, other, _ = seen
+    assert torch.equal(first, again) and not torch.equal(first, second) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-def test_loading_a_folder_moves_no_generator(tmp_path: Path, skip_bad: bool) -> None:
+def test_loading_a_folder_moves_no_generator(tmp_path: Path, skip_bad: bool, monkeypatch) -> None:
+    monkeypatch.setenv("ROBUSTCV_CACHE", str(tmp_path / "cache"))  # or another test may have decoded these files
     as_folder(tmp_path)
     before = torch.get_rng_state()
     load(str(tmp_path / "folder"), split="train", skip_bad=skip_bad)
+    as_images([(torch.zeros(3, 4, 4), 0), (torch.ones(3, 4, 4), 1)])
     assert torch.equal(torch.get_rng_state(), before)
 
 

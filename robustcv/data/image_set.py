@@ -176,6 +176,8 @@ class ImageStream:
         The label of every index, known without decoding.
     shape
         Channels, height and width of every image.
+    seed
+        Seed of what workers draw, where the data set of the caller is random.
     """
 
     def __init__(
@@ -192,8 +194,9 @@ class ImageStream:
         workers: int = 2,
         skipped: int = 0,
         twins: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
-        self.dataset, self.class_names, self.shape = dataset, class_names, shape
+        self.dataset, self.class_names, self.shape, self.seed = dataset, class_names, shape, seed
         self.name, self.split, self.flippable, self.workers = name, split, flippable, workers
         self.all_labels, self.skipped, self.all_twins = labels, skipped, twins
         self.indices = torch.arange(len(labels)) if indices is None else indices
@@ -225,12 +228,19 @@ class ImageStream:
             workers=self.workers,
             skipped=self.skipped,
             twins=self.all_twins,
+            seed=self.seed,
         )
 
     @property
     def croppable(self) -> bool:
         """Whether images can be cropped as they are decoded; not where the caller's own data set decodes them."""
         return hasattr(self.dataset, "cropped")
+
+    def redrawn(self, seed: int) -> "ImageStream":
+        """Give the stream with what is random in the caller's own data set drawn by another seed."""
+        found = self.take(torch.arange(len(self)))
+        found.seed = seed
+        return found
 
     def cropped(self, seed: int) -> "ImageStream":
         """Give the stream with a random crop of each image, taken at its full size (torchvision's RandomResizedCrop).
@@ -247,8 +257,8 @@ class ImageStream:
         workers = min(self.workers, len(os.sched_getaffinity(0)))
         loader = DataLoader(
             Subset(self.dataset, rows.tolist()), batch_size, num_workers=workers, collate_fn=_collate,
-            generator=torch.Generator().manual_seed(torch.initial_seed()),
-        )  # fmt: skip  # for what is random in a caller's data set: follows the global generator, and does not move it
+            generator=torch.Generator().manual_seed(self.seed),
+        )  # fmt: skip  # what workers draw from, where a caller's data set does: not the global generator
         for batch in loader:
             if isinstance(batch, UserError):
                 raise batch
@@ -377,12 +387,17 @@ def as_images(
             names = class_names or _numbered(truth)
             return ImageStream(_Rounded(source), truth, names, shape, name=type(source).__name__, split=split)
     parts = []
-    for part, truth in _pairs(images if isinstance(images, DataLoader) else DataLoader(images, 256)):
+    for part, truth in _pairs(images if isinstance(images, DataLoader) else _unmoving(images)):
         parts.append((_eight_bit(part.detach().cpu()), truth.cpu().long()))
     if len({part.dtype for part, _ in parts}) > 1:
         parts = [(to_float(part), truth) for part, truth in parts]
     pixels, truth = torch.cat([part for part, _ in parts]), torch.cat([truth for _, truth in parts])
     return ImageSet(pixels, truth, class_names or _numbered(truth), split=split)
+
+
+def _unmoving(dataset: Any) -> DataLoader[Any]:
+    """Load a data set by a generator of the loader's own: it would draw a seed from the global one."""
+    return DataLoader(dataset, 256, generator=torch.Generator())
 
 
 def _numbered(labels: Tensor) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def shapley_values(
 
     No network is drawn from such a prior, so that with many pairs the likelihood is surer of one than it should be:
     each is weighed by a power of its likelihood, 1 / (1 + pairs / 4 k) (coarsened posterior, Miller and Dunson 2019).
-    The average over priors also stands for not knowing s, so that Student's t has as many degrees of freedom as pairs.
+    Student's t has as many degrees of freedom as there are pairs beyond the main effects, from which s is estimated.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ def shapley_values(
         return exact(masks, values), np.zeros(k)
     z = np.where(masks[1::2], 1, -1)
     spare = len(odd) - k  # pairs; with too few of them main effects are not left free
-    free = bool(spare >= max(8, k / 4) and np.linalg.matrix_rank(z) == k)
+    free = bool(spare >= min(k, max(8, k / 4)) and np.linalg.matrix_rank(z) == k)
     estimate, deviation = _averaged(_grid(z, odd, neighbours, free=free), power=1 / (1 + len(odd) / (4 * k)))
     from scipy.special import stdtrit
 
-    return estimate, deviation * float(stdtrit(len(odd), 0.975))
+    return estimate, deviation * float(stdtrit(spare if free else len(odd), 0.975))
 
 
 def exact(masks: NDArray[np.bool_], values: Array) -> Array:

@@ -293,7 +293,7 @@ def fit_once(
             f"{len(sets.train):,} images of {sets.train.name} do not fit in memory, and those would take as much again",
             "use --objective fast, which keeps nothing",
         )
-    augment, redraw = cropped_when_decoded(sets.train, default_augment(sets.train, options["augment"]))
+    augment, redraw = drawn_anew(sets.train, default_augment(sets.train, options["augment"]))
     device = next(classifier.parameters()).device
     train, validation = (
         each.near(device) if isinstance(each, ImageSet) else each for each in (sets.train, sets.validation)
@@ -337,13 +337,13 @@ def default_augment(images: Images, given: Any) -> tuple[str, ...]:
     return names
 
 
-def cropped_when_decoded(
-    images: Images, augment: tuple[str, ...]
-) -> tuple[tuple[str, ...], Callable[[int], ImageStream] | None]:
-    """Give what is left to change on the device, and how a stream of files is cropped as it is decoded, if it is."""
-    if "resized-crop" in augment and isinstance(images, ImageStream) and images.croppable:
+def drawn_anew(images: Images, augment: tuple[str, ...]) -> tuple[tuple[str, ...], Callable[[int], ImageStream] | None]:
+    """Give what is left to change on the device, and how a stream is drawn anew: files are cropped as they are decoded."""
+    if not isinstance(images, ImageStream):
+        return augment, None
+    if "resized-crop" in augment and images.croppable:
         return tuple(name for name in augment if name != "resized-crop"), images.cropped
-    return augment, None
+    return augment, images.redrawn
 
 
 def check_training_options(options: Mapping[str, Any]) -> None:
