@@ -338,7 +338,7 @@ def default_augment(images: Images, given: Any) -> tuple[str, ...]:
 
 
 def drawn_anew(images: Images, augment: tuple[str, ...]) -> tuple[tuple[str, ...], Callable[[int], ImageStream] | None]:
-    """Give what is left to change on the device, and how a stream is drawn anew: files are cropped as they are decoded."""
+    """Give what is left to change on the device, and how a stream is drawn anew: files by crops of all their pixels."""
     if not isinstance(images, ImageStream):
         return augment, None
     if "resized-crop" in augment and images.croppable:
