@@ -9,10 +9,10 @@ against loops around foolbox's attack and against ART's AdversarialTrainer: the 
 steps and eps; alternating, medians, ratios; beside them ours in bfloat16, and the floor: the passes alone.
 
 `harden` trains one case twice: from scratch with an objective, until robust validation accuracy has not risen for
-three epochs, and from a clean model with the same objective, for 27 % as many epochs: 4 of 15, which are 27 % of the
-passes too, validation included. The recipes (batches, rates, how eps rises) were chosen on validation images of another
-seed. Both are judged by the attack engine's `standard` effort on test images; the lines are kept under
-benchmarks/weights/, `table` prints them.
+three epochs (`--patience 0`: for its whole schedule), and from a clean model with the same objective, for 27 % as many
+epochs: 4 of 15, which are 27 % of the passes too, validation included. The recipes (batches, rates, how eps rises)
+were chosen on validation images of another seed. Both are judged by the attack engine's `standard` effort on test
+images; the lines are kept under benchmarks/weights/, `table` prints them.
 """
 
 import argparse
