@@ -97,7 +97,7 @@ def judged(classifier, images, eps: float, norm: str = "linf") -> dict[str, floa
 
 
 def harden_case(case: str, *, epochs: int, train: int, seed: int, steps: int, test: int, warmup: float,
-                patience: int | None = 3) -> None:  # fmt: skip
+                patience: int | None) -> None:  # fmt: skip
     """Train a case from scratch and by hardening, and keep what came out."""
     architecture, data, eps, objective = CASES[case]
     *sets, images = sets_of(data, train=train, test=test, seed=seed)

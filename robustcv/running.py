@@ -188,6 +188,7 @@ def _require_same_model(folder: Path, classifier: Any, options: Mapping[str, Any
 
 
 def finish(result: "Result", out: Path | str | None, formats: Sequence[str] = ()) -> Run:
+    """Write what a verb gave, if it is to be written, and make its run."""
     folder = None if out is None else Path(out)
     if folder is not None:
         _write(folder, result.record, result.files)

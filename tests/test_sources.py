@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
 import robustcv as rc
+from robustcv import processes
 from robustcv.data import DATASETS, ImageStream, as_images, load
 from robustcv.data.augment import flip
 from robustcv.data.hub import _Row
@@ -216,7 +217,7 @@ class Noisy(Dataset[tuple[torch.Tensor, int]]):
         return torch.rand(3, 20, 20), self.targets[row]
 
 
-def test_what_is_random_in_ones_own_stream_follows_its_seed_alone() -> None:
+def test_what_is_random_in_ones_own_stream_follows_its_seed_alone(monkeypatch) -> None:
     stream = as_images(Noisy(), memory_limit=1)
     assert isinstance(stream, ImageStream)
 
@@ -230,6 +231,9 @@ def test_what_is_random_in_ones_own_stream_follows_its_seed_alone() -> None:
     assert torch.equal(drawn(stream, 1), drawn(stream, 2))  # validation and audits, in whichever process
     assert torch.equal(drawn(stream.redrawn(5), 1), drawn(stream.redrawn(5).take(torch.arange(4)), 2))
     assert not torch.equal(drawn(stream.redrawn(5), 1), drawn(stream.redrawn(6), 1))
+    first = drawn(stream.redrawn(5), 1)
+    monkeypatch.setattr(processes, "rank", lambda: 1)  # or images of two processes would share their noise
+    assert not torch.equal(first, drawn(stream.redrawn(5), 1))
 
 
 def test_training_draws_ones_own_stream_anew_in_every_epoch() -> None:

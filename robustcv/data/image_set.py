@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from robustcv import processes
 from robustcv.errors import UserError
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -237,9 +238,9 @@ class ImageStream:
         return hasattr(self.dataset, "cropped")
 
     def redrawn(self, seed: int) -> "ImageStream":
-        """Give the stream with what is random in the caller's own data set drawn by another seed."""
+        """Give the stream with what is random in the caller's own data set drawn by another seed, and by process."""
         found = self.take(torch.arange(len(self)))
-        found.seed = seed
+        found.seed = seed * 4099 + processes.rank()  # each process draws for its own images
         return found
 
     def cropped(self, seed: int) -> "ImageStream":

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustcv import records, runtime, stopping
-from robustcv.errors import UserError, unknown_name
+from robustcv.errors import UserError
 from robustcv.evaluation.accuracy import Predictions
 from robustcv.evaluation.job import Job
 from robustcv.measures import MEASURES
 from robustcv.runtime import Progress
 from robustcv.verbs.cases import draw_sample
 from robustcv.verbs.explained import Explained
+from robustcv.verbs.parse import names_of
 from robustcv.verbs.prepare import is_black_box
 
 FOLLOWED = 32  # images
@@ -24,17 +25,8 @@ class Followed(NamedTuple):
 
 
 def measures_of(given: str | Sequence[str]) -> list[str]:
-    """Read names of measures, ``all`` among them.
-
-    Raises
-    ------
-    UserError
-        If one is unknown.
-    """
-    names = [given] if isinstance(given, str) else list(given)
-    for name in names:
-        if name not in MEASURES and name != "all":
-            raise unknown_name("measure", name, (*MEASURES, "all"))
+    """Read names of measures, ``all`` among them, as `names_of` does."""
+    names = names_of("measure", given, (*MEASURES, "all"))
     return list(MEASURES) if "all" in names else list(dict.fromkeys(names))
 
 

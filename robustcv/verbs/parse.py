@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -176,8 +176,8 @@ def _checked(function: Any, method: str, key: str, value: Any) -> Any:
 _RANGES = {"sigma": (0.0, math.inf), "alpha": (0.0, 0.5)}
 
 
-def methods_of(given: str | Sequence[str]) -> list[str]:
-    """Read the names of explanation methods, short ones too.
+def names_of(kind: str, given: str | Sequence[str], known: Collection[str]) -> list[str]:
+    """Read one name or several.
 
     Raises
     ------
@@ -186,8 +186,14 @@ def methods_of(given: str | Sequence[str]) -> list[str]:
     """
     names = [given] if isinstance(given, str) else list(given)
     for name in names:
-        if name not in EXPLAINERS and name not in ALIASES:
-            raise unknown_name("explainer", name, {**EXPLAINERS, **ALIASES})
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    return names
+
+
+def methods_of(given: str | Sequence[str]) -> list[str]:
+    """Read the names of explanation methods, short ones too, as `names_of` does."""
+    names = names_of("explainer", given, {**EXPLAINERS, **ALIASES})
     return list(dict.fromkeys(ALIASES.get(name, name) for name in names))
 
 
